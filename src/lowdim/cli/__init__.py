@@ -39,10 +39,10 @@ HOUSE = ("claims", "doctor")
 
 HELP = (
     "Make big models and big data cheap through the low-dimensional structure they live near.\n\n"
-    "Start with [bold]lowdim compress MODEL --keep 0.5 -o OUT[/bold]: a trained network becomes a smaller and "
-    "faster one, with a report that says what was kept and what was lost.\n\n"
-    "[bold]lowdim COMMAND --help[/bold] shows the options of a command; [bold]--debug[/bold], anywhere on the "
-    "line, shows the traceback of an error."
+    "Start with [bold]lowdim compress MODEL --keep 0.5 -o OUT[/bold]: a trained network becomes a smaller "
+    "and faster one, with a report that says what was kept and what was lost.\n\n"
+    "[bold]lowdim COMMAND --help[/bold] shows the options of a command; [bold]--debug[/bold], anywhere on "
+    "the line, shows the traceback of an error."
 )
 
 

