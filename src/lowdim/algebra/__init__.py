@@ -13,6 +13,7 @@ from lowdim.algebra.history import History
 from lowdim.algebra.linear import StructuredLinear, is_linear, weight_matrix
 from lowdim.algebra.lowrank import LowRank
 from lowdim.algebra.operator import Cost, Dense, Identity, Operator
+from lowdim.algebra.subspace import Subspace
 
 __all__ = [
     "Adjoint",
@@ -28,6 +29,7 @@ __all__ = [
     "Operator",
     "Scaled",
     "StructuredLinear",
+    "Subspace",
     "Sum",
     "is_linear",
     "weight_matrix",
