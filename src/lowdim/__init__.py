@@ -5,3 +5,7 @@ mathematics (``lowdim.algebra``). Importing the package loads nothing heavy.
 """
 
 __version__ = "0.1.0.dev0"
+
+from lowdim import plugin as _plugin
+
+_plugin.register()

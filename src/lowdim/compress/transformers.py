@@ -1,0 +1,205 @@
+"""Compressed checkpoints for transformers: ``AutoModel*.from_pretrained`` and ``save_pretrained`` just work.
+
+A compressed model is an ordinary transformers model some of whose linear layers are `StructuredLinear`. Which
+ones, and with which operator, stands in ``config.json`` under ``quantization_config``; the quantizer
+registered here puts empty structured layers in their place before transformers reads the weights, so that
+sharded files, ``dtype``, ``device_map`` and every architecture work without remote code.
+
+Every tensor's SHA-256 travels in the header of the weight files. Loading compares them, and refuses a
+truncated or altered file by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowdim import __version__
+from lowdim.compress.fingerprint import METADATA_KEY, fingerprints, verify
+from lowdim.compress.modules import (
+    FORMAT_VERSION,
+    check_version,
+    densify,
+    install_modules,
+    structured_modules,
+)
+from lowdim.errors import DataError, MissingExtra
+
+try:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+except ImportError as error:  # pragma: no cover - exercised in a process without transformers
+    raise MissingExtra("transformers", extra="transformers", purpose="load and save its models") from error
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LowdimConfig",
+    "LowdimQuantizer",
+    "attach_config",
+    "densify",
+    "install_modules",
+    "register",
+    "structured_modules",
+]
+
+
+class LowdimConfig(QuantizationConfigMixin):
+    """What ``quantization_config`` in config.json says: which layers are structured, and how.
+
+    Parameters
+    ----------
+    modules : mapping of str to dict
+        Name of the layer in the saved model -> ``{**operator.config(), "bias": bool}``.
+    version : int
+        Version of this description.
+    written_by : str, optional
+        The version of lowdim that wrote it, for error messages.
+
+    Raises
+    ------
+    RunError
+        If the version is unknown to this lowdim.
+    DataError
+        If the description is incomplete.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, Mapping[str, Any]] | None = None,
+        version: int = FORMAT_VERSION,
+        written_by: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        check_version(version, written_by)
+        if not isinstance(modules, Mapping) or not modules:
+            raise DataError(
+                "config.json: quantization_config names no compressed modules. The file was edited or cut; "
+                "copy it again, or compress the original model again."
+            )
+        self.quant_method = "lowdim"  # type: ignore[assignment]
+        self.version = version
+        self.written_by = written_by or __version__
+        self.modules = {name: dict(entry) for name, entry in modules.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Read the entry of config.json; see `QuantizationConfigMixin.from_dict`."""
+        fields = {key: value for key, value in config_dict.items() if key != "quant_method"}
+        config = cls(**fields)
+        return (config, kwargs) if return_unused_kwargs else config
+
+
+class LowdimQuantizer(HfQuantizer):
+    """The plug-in of transformers that builds structured layers before weights are read.
+
+    It converts nothing: it only loads what `compress` wrote, and keeps config.json and the fingerprints right
+    when the model is saved again.
+    """
+
+    requires_calibration = False
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse what cannot work before any work is done."""
+        if not self.pre_quantized:
+            raise DataError(
+                "LowdimConfig cannot compress a model inside from_pretrained. Load the model without it "
+                "and call "
+                "lowdim.compress.compress(model, ...), or run: lowdim compress MODEL -o OUT"
+            )
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        placed = install_modules(model, self.quantization_config.modules)  # type: ignore[attr-defined]
+        shapes = {
+            f"{saved}.{key}": tuple(tensor.shape)
+            for saved, name in placed.items()
+            for key, tensor in model.get_submodule(name).state_dict().items()
+        }
+        verify(checkpoint_files or [], shapes=shapes)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        # Factors are plain floating-point parameters: .float(), .half(), Trainer and FSDP may treat them as
+        # such.
+        model.is_quantized = False  # type: ignore[assignment]
+        _refresh(model)
+        return model
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
+        """Bring config.json up to date and give the fingerprints for the files' headers."""
+        if getattr(model, "_hf_peft_config_loaded", False):
+            return None, {}
+        _refresh(model)
+        return None, {METADATA_KEY: json.dumps(fingerprints(model.state_dict()), sort_keys=True)}
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        densify(model)
+        return model.to(dtype) if dtype is not None else model
+
+    def is_serializable(self) -> bool:
+        """Return True: the model can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: the factors are ordinary parameters."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """True: the layers are ordinary modules."""
+        return True
+
+
+def _refresh(model: Any) -> None:
+    """Let config.json describe the layers that are in the model now (adapters may have been merged)."""
+    modules = structured_modules(model)
+    if modules:
+        model.config.quantization_config = LowdimConfig(modules=modules)
+    else:
+        model.hf_quantizer.remove_quantization_config(model)
+
+
+def attach_config(model: Any, modules: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+    """Make ``model.save_pretrained`` write a folder that ``from_pretrained`` understands.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With `StructuredLinear` layers; changed in place (its config and its quantizer).
+    modules : mapping of str to dict, optional
+        Description of the layers; by default it is read from the model.
+
+    Returns
+    -------
+    PreTrainedModel
+        The same model.
+
+    Raises
+    ------
+    DataError
+        If the model has no structured layer.
+    """
+    modules = structured_modules(model) if modules is None else modules
+    if not modules:
+        raise DataError(
+            f"attach_config: {type(model).__name__} has no StructuredLinear layer, so there is nothing to "
+            "describe. "
+            "Compress it first."
+        )
+    config = LowdimConfig(modules=modules)
+    model.config.quantization_config = config
+    model.hf_quantizer = LowdimQuantizer(config, pre_quantized=True)
+    model.quantization_method = "lowdim"
+    return model
+
+
+def register() -> None:
+    """Enter the method "lowdim" in transformers' tables; harmless when repeated."""
+    AUTO_QUANTIZATION_CONFIG_MAPPING["lowdim"] = LowdimConfig
+    AUTO_QUANTIZER_MAPPING["lowdim"] = LowdimQuantizer
