@@ -406,15 +406,15 @@ class Run:
             if others:
                 raise RunError(
                     f"{self.path} is not empty (it holds {', '.join(others[:3])}"
-                    f"{', ...' if len(others) > 3 else ''}) and holds no run of lowdim. Choose an empty or new "
-                    "folder with -o."
+                    f"{', ...' if len(others) > 3 else ''}) and holds no run of lowdim. Choose an empty or "
+                    "new folder with -o."
                 )
             return
         found = read_json(manifest)
         if found.get("format") != FORMAT:
             raise RunError(
-                f"{manifest} has format {found.get('format')!r}; this lowdim reads {FORMAT}. Use the lowdim that "
-                f"wrote it ({found.get('versions', {}).get('lowdim', 'unknown')}), or --restart."
+                f"{manifest} has format {found.get('format')!r}; this lowdim reads {FORMAT}. Use the lowdim "
+                f"that wrote it ({found.get('versions', {}).get('lowdim', 'unknown')}), or --restart."
             )
         if not resume:
             state = "a finished run" if found.get("status") == "finished" else "an unfinished run"
@@ -425,8 +425,8 @@ class Run:
             )
         if differences := _differences(found, wanted):
             raise RunError(
-                f"{self.path} holds a run with other settings: {'; '.join(differences)}. Repeat the command with "
-                "the former settings to resume, or add --restart to begin anew."
+                f"{self.path} holds a run with other settings: {'; '.join(differences)}. Repeat the command "
+                "with the former settings to resume, or add --restart to begin anew."
             )
         self._compare_versions(found)
         self.manifest = found
@@ -438,8 +438,8 @@ class Run:
         if changed:
             warnings.warn(
                 LowdimWarning(
-                    f"{self.path} was begun with other versions ({', '.join(changed)}), so the result may differ "
-                    "in the last digits from an uninterrupted run. Use --restart for one consistent run."
+                    f"{self.path} was begun with other versions ({', '.join(changed)}), so the result may "
+                    "differ in the last digits from an uninterrupted run. Use --restart for one consistent run."
                 ),
                 stacklevel=4,
             )
@@ -485,8 +485,8 @@ def _locked(path: Path) -> Iterator[None]:
         except OSError as error:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
             raise RunError(
-                f"{path} is in use by another lowdim process (process id {holder}). Wait until it has finished, "
-                "or choose another folder with -o."
+                f"{path} is in use by another lowdim process (process id {holder}). Wait until it has "
+                "finished, or choose another folder with -o."
             ) from error
         with contextlib.suppress(OSError):  # the process id is only for the message above
             os.ftruncate(descriptor, 0)
@@ -538,8 +538,8 @@ def _write_error(path: Path, size: int, error: OSError) -> RunError:
     except OSError:
         free = "the free space is unknown"
     return RunError(
-        f"{need}; {free}. Make room (or raise the limit on file sizes), then run again with --resume; what is "
-        "finished is kept."
+        f"{need}; {free}. Make room (or raise the limit on file sizes), then run again with --resume; what "
+        "is finished is kept."
     )
 
 
