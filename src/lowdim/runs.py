@@ -439,7 +439,7 @@ class Run:
             warnings.warn(
                 LowdimWarning(
                     f"{self.path} was begun with other versions ({', '.join(changed)}), so the result may "
-                    "differ in the last digits from an uninterrupted run. Use --restart for one consistent run."
+                    "differ in the last digits from an uninterrupted run. Use --restart to avoid that."
                 ),
                 stacklevel=4,
             )
