@@ -9,6 +9,7 @@ are :class:`LowRank`, :class:`BlockDiagonal`, :class:`Monarch` and
 from lowdim.algebra.blast import Blast
 from lowdim.algebra.blocks import BlockDiagonal, Monarch
 from lowdim.algebra.compose import Adjoint, Chain, Scaled, Sum
+from lowdim.algebra.factorize import Factorization, factorize
 from lowdim.algebra.history import History
 from lowdim.algebra.linear import StructuredLinear, is_linear, weight_matrix
 from lowdim.algebra.lowrank import LowRank
@@ -22,6 +23,7 @@ __all__ = [
     "Chain",
     "Cost",
     "Dense",
+    "Factorization",
     "History",
     "Identity",
     "LowRank",

@@ -1,0 +1,91 @@
+"""The rule that factorizes into Blast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowdim.algebra.als import alternating_least_squares, start_factors
+from lowdim.algebra.blast import Blast
+from lowdim.algebra.blocks import check_blocks
+from lowdim.algebra.history import History
+from lowdim.algebra.lowrank import check_rank
+from lowdim.algebra.problem import Problem, register
+from lowdim.algebra.seeds import Seed
+from lowdim.algebra.sweeps import Factors
+from lowdim.errors import DataError
+
+__all__ = ["fit_blast"]
+
+
+@register(Blast)
+def fit_blast(
+    problem: Problem,
+    *,
+    keep: float | None,
+    rank: int | None,
+    blocks: Any,
+    method: str | None,
+    sweeps: int | None,
+    tol: float,
+    seed: Seed,
+    callback: Callable[[int, float], Any] | None,
+    pad: bool = False,
+    start: str | Factors = "svd",
+    noise: float = 0.1,
+    momentum: bool = True,
+    **options: Any,
+) -> tuple[Blast, History]:
+    """Factorize into :class:`Blast`.
+
+    Parameters
+    ----------
+    problem, keep, rank, blocks, method, sweeps, tol, seed, callback
+        As in :func:`lowdim.algebra.factorize`.
+    pad : bool
+        Pad sizes that the blocks do not divide with zeros; implied by ``blocks="auto"``.
+    start, noise
+        Of "als"; see :func:`lowdim.algebra.als.start_factors`.
+    momentum : bool
+        Of "als": extrapolate between sweeps.
+    **options
+        Of "precgd" and "gd"; see :func:`lowdim.algebra.precgd.gradient_descent`.
+    """
+    m, n = problem.matrix.shape
+    automatic = isinstance(blocks, str)
+    if automatic and blocks != "auto":
+        raise DataError(f"factorize: blocks={blocks!r} is unknown. Use 'auto', an integer or a pair.")
+    b1, b2 = check_blocks(
+        Blast.blocks_for(m, n) if automatic else blocks, m, n, "Blast", pad=pad or automatic
+    )
+    r = check_rank(
+        Blast.rank_for(keep, m, n, (b1, b2)) if rank is None and keep is not None else rank, "Blast"
+    )
+    problem = _padded(problem, -m % b1, -n % b2)
+    method = method or "als"
+    if method == "als":
+        if options:
+            raise DataError(f"factorize: unknown options for 'als': {', '.join(sorted(options))}.")
+        factors = start_factors(problem, r, (b1, b2), start=start, noise=noise, seed=seed)
+        factors, history = alternating_least_squares(
+            problem, factors, sweeps=sweeps or 20, tol=tol, momentum=momentum, callback=callback
+        )
+    else:
+        raise DataError(f"factorize: method={method!r} is unknown for Blast. Use 'als', 'precgd' or 'gd'.")
+    return Blast.from_factors(*factors, in_features=n, out_features=m), history
+
+
+def _padded(problem: Problem, rows: int, columns: int) -> Problem:
+    """Return the problem with zero rows and columns added; padded inputs are independent of the others."""
+    if not rows and not columns:
+        return problem
+    A = torch.nn.functional.pad(problem.matrix, (0, columns, 0, rows))
+    H: Tensor | None = problem.second_moment
+    if H is not None:
+        mean = H.diagonal().mean()
+        H = torch.nn.functional.pad(H, (0, columns, 0, columns))
+        H.diagonal()[len(H) - columns :] = mean
+    return Problem(matrix=A, second_moment=H, notes=problem.notes)

@@ -1,0 +1,169 @@
+"""What is to be approximated, in which norm: the input of every factorization rule."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowdim.algebra.history import History
+from lowdim.algebra.operator import Operator
+from lowdim.errors import DataError, LowdimWarning, ShapeError
+
+__all__ = ["Problem", "Rule", "damp", "register", "rule_for"]
+
+# Relative ridges: of an ordinary second moment, and of one that is rank-deficient.
+_RIDGE = 1e-4
+_RAISED_RIDGE = 1e-2
+# A pivot of the Cholesky factorization below this share of the mean diagonal means "no data in this direction".
+_SMALLEST_PIVOT = 1e-9
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimize ``||A - X||_F^2``, or ``tr((A - X) H (A - X)^T)`` when a second moment is given.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (m, n)
+        The matrix A, float32 or float64.
+    second_moment : Tensor of shape (n, n), optional
+        The damped second moment H, positive definite, in the dtype of A.
+    notes : list of str
+        Events worth telling, filled while the problem is prepared and solved.
+    """
+
+    matrix: Tensor
+    second_moment: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def weighted(self) -> Tensor:
+        """The matrix ``A H`` (or A)."""
+        return self.matrix if self.second_moment is None else self.matrix @ self.second_moment
+
+    @cached_property
+    def energy(self) -> float:
+        """The squared norm of A in the problem's metric."""
+        return float((self.matrix.double() * self.weighted.double()).sum())
+
+    @cached_property
+    def root(self) -> Tensor | None:
+        """The lower Cholesky factor L of ``H = L L^T`` in float64."""
+        return None if self.second_moment is None else torch.linalg.cholesky(self.second_moment.double())
+
+    def error(self, approximation: Tensor) -> float:
+        """Return the relative error ``sqrt(f(X) / f(0))`` of an approximation ``(m, n)``."""
+        difference = self.matrix - approximation
+        other = difference if self.second_moment is None else difference @ self.second_moment
+        squared = float((difference * other).sum(dtype=torch.float64))
+        return max(squared, 0.0) ** 0.5 / self.energy**0.5 if self.energy > 0 else 0.0
+
+
+def damp(second_moment: Tensor, *, size: int, dtype: torch.dtype, notes: list[str]) -> Tensor:
+    """Check a second moment and add the ridge that makes it positive definite.
+
+    Parameters
+    ----------
+    second_moment : Tensor of shape (n, n)
+        Mean of x x^T.
+    size : int
+        The n expected.
+    dtype : torch.dtype
+        Working precision.
+    notes : list of str
+        A raised ridge is noted here.
+
+    Returns
+    -------
+    Tensor of shape (n, n)
+        ``(H + H^T)/2 + 1e-4 mean(diag H) I``; the ridge is 1e-2 when H is rank-deficient.
+
+    Raises
+    ------
+    ShapeError
+        If the shape is not (n, n).
+    DataError
+        If H has NaN or Inf, is not symmetric, is zero, or has a negative diagonal.
+    """
+    if second_moment.ndim != 2 or second_moment.shape[0] != size or second_moment.shape[1] != size:
+        raise ShapeError(
+            f"factorize: second_moment has shape {tuple(second_moment.shape)}, but the matrix has "
+            f"{size} columns. Give the mean of x x^T over the layer's inputs, ({size}, {size})."
+        )
+    H = second_moment.detach().double()
+    if not bool(torch.isfinite(H).all()):
+        bad = int((~torch.isfinite(H)).sum())
+        raise DataError(
+            f"factorize: second_moment holds {bad} entries that are NaN or infinite. Look for overflow in "
+            "the activations (float16?) and accumulate the second moment in float32."
+        )
+    scale = float(H.abs().max())
+    if scale == 0.0 or float(H.diagonal().min()) < 0:
+        raise DataError(
+            "factorize: second_moment is zero or has a negative diagonal, so it is no mean of x x^T. "
+            "Check that calibration inputs reached the layer."
+        )
+    skew = float((H - H.mT).abs().max())
+    if skew > 1e-3 * scale:
+        raise DataError(
+            f"factorize: second_moment is not symmetric: entries differ by {skew:.3g} from their mirror "
+            f"images (largest entry {scale:.3g}). Give the mean of x x^T."
+        )
+    H = (H + H.mT) / 2
+    mean = H.diagonal().mean()
+    factor, info = torch.linalg.cholesky_ex(H)
+    deficient = int(info) > 0 or float(factor.diagonal().min()) ** 2 < _SMALLEST_PIVOT * float(mean)
+    ridge = _RAISED_RIDGE if deficient else _RIDGE
+    if deficient:
+        text = (
+            f"factorize: the second moment ({size} x {size}) is rank-deficient; its damping is raised to "
+            f"{ridge:g} of the mean diagonal. Calibrate with at least {2 * size} tokens."
+        )
+        notes.append(text)
+        warnings.warn(text, LowdimWarning, stacklevel=3)
+    H.diagonal().add_(ridge * mean)
+    return H.to(dtype)
+
+
+Rule = Callable[..., tuple[Operator, History]]
+_RULES: dict[type[Operator], Rule] = {}
+
+
+def register(structure: type[Operator]) -> Callable[[Rule], Rule]:
+    """Register the rule that factorizes into `structure` (a decorator, as in ``functools.singledispatch``).
+
+    The rule is called as ``rule(problem, keep=..., rank=..., blocks=..., method=..., sweeps=...,
+    tol=..., seed=..., callback=..., **options)`` and returns ``(operator, history)``.
+    """
+
+    def decorator(rule: Rule) -> Rule:
+        _RULES[structure] = rule
+        return rule
+
+    return decorator
+
+
+def rule_for(structure: Any) -> Rule:
+    """Return the rule of a structure, given as class or by name; subclasses inherit it.
+
+    Raises
+    ------
+    DataError
+        If nothing is registered for it.
+    """
+    if isinstance(structure, str):
+        for cls, rule in _RULES.items():
+            if cls.structure == structure:
+                return rule
+    elif isinstance(structure, type):
+        for cls in structure.__mro__:
+            if cls in _RULES:
+                return _RULES[cls]
+    known = ", ".join(sorted(cls.structure for cls in _RULES))
+    raise DataError(f"factorize: no rule for structure={structure!r}. Known structures: {known}.")
