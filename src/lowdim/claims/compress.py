@@ -1,0 +1,3 @@
+"""What compressing a real sentence encoder keeps."""
+
+__all__: list[str] = []
