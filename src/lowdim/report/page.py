@@ -1,0 +1,331 @@
+"""A page: one HTML file that shows a result and needs nothing else.
+
+The file carries its styles, its script, its data and plotly.js (compressed,
+once), forbids itself every network request by its content security policy,
+follows the reader's light or dark preference, and prints.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import json
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import lowdim
+from lowdim.errors import DataError
+from lowdim.report.wording import by
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+__all__ = ["Card", "Page"]
+
+Format = str | Callable[[Any], str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One main number of a result.
+
+    Parameters
+    ----------
+    label : str
+        What it is ("File size").
+    value : str
+        The number with its unit, as people read it ("43.2 MB").
+    note : str
+        What it is to be compared with ("was 90.9 MB").
+    share : float, optional
+        A fraction in [0, 1] drawn as a small bar under the value.
+    """
+
+    label: str
+    value: str
+    note: str = ""
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One element of the page: the name of its template macro and what it shows."""
+
+    kind: str
+    content: dict[str, Any]
+
+
+class Page:
+    """A self-contained report page, built from top to bottom.
+
+    Every method adds one element and returns the page, so that calls can be
+    chained. All text is escaped: a layer named ``<script>`` is shown, not run.
+
+    Parameters
+    ----------
+    title : str
+        The heading and the window title.
+    subtitle : str, optional
+        One line below it.
+    eyebrow : str, optional
+        One short line above it: which command made the page.
+
+    Examples
+    --------
+    >>> page = Page("Two numbers").lead("Both are small.").cards([("One", "1", ""), ("Two", "2", "")])
+    >>> page.html().startswith("<!doctype html>")
+    True
+    """
+
+    def __init__(self, title: str, *, subtitle: str = "", eyebrow: str = "lowdim") -> None:
+        self.title = title
+        self.subtitle = subtitle
+        self.eyebrow = eyebrow
+        self._blocks: list[_Block] = []
+        self._sections: list[tuple[str, str]] = []
+
+    def lead(self, text: str) -> Page:
+        """Add the sentences that a reader in a hurry reads."""
+        return self._add("lead", text=text)
+
+    def cards(self, cards: Iterable[Card | tuple[Any, ...]]) -> Page:
+        """Add the main numbers.
+
+        Parameters
+        ----------
+        cards : iterable of Card or of (label, value, note) or (label, value, note, share)
+        """
+        return self._add("cards", cards=[card if isinstance(card, Card) else Card(*card) for card in cards])
+
+    def section(self, title: str, *, intro: str = "") -> Page:
+        """Begin a section; its title appears in the navigation."""
+        anchor = f"section-{len(self._sections) + 1}"
+        self._sections.append((anchor, title))
+        return self._add("section", anchor=anchor, title=title, intro=intro)
+
+    def text(self, text: str) -> Page:
+        """Add a paragraph."""
+        return self._add("text", text=text)
+
+    def sentences(self, sentences: Iterable[str]) -> Page:
+        """Add a list of plain sentences."""
+        return self._add("sentences", sentences=list(sentences))
+
+    def verdicts(self, verdicts: Iterable[tuple[bool, str]]) -> Page:
+        """Add quality gates: whether each was passed, and its sentence."""
+        return self._add("verdicts", verdicts=list(verdicts))
+
+    def facts(self, facts: Iterable[tuple[str, Any]]) -> Page:
+        """Add pairs of a name and a value (settings, versions)."""
+        return self._add("facts", facts=[(name, _shown(value, None)) for name, value in facts])
+
+    def code(self, text: str, *, caption: str = "") -> Page:
+        """Add code with a button that copies it."""
+        return self._add("code", text=text.strip("\n"), caption=caption)
+
+    def figure(self, figure: Figure, *, caption: str, height: int = 360) -> Page:
+        """Add a Plotly figure.
+
+        Colors given as ``var(--name)`` are taken from the page's palette
+        (``--before``, ``--after``, ``--warm``, ``--accent``, ``--c1`` ... ``--c8``), so
+        that the figure follows light and dark.
+
+        Parameters
+        ----------
+        figure : plotly.graph_objects.Figure
+        caption : str
+            What it shows; also its description for screen readers.
+        height : int
+            In pixels.
+        """
+        shown = json.loads(figure.to_json())
+        # The page has its own template; Plotly's default one is 7 kB in every figure.
+        shown["layout"].pop("template", None)
+        return self._add("figure", json=_json(shown), caption=caption, height=height)
+
+    def table(
+        self,
+        rows: pd.DataFrame | Sequence[Mapping[str, Any]],
+        *,
+        caption: str,
+        formats: Mapping[str, Format] | None = None,
+        bars: Iterable[str] = (),
+    ) -> Page:
+        """Add a table that sorts by a click (or Enter) on a column's heading.
+
+        Parameters
+        ----------
+        rows : pandas.DataFrame or sequence of mappings
+            The columns appear in the order of the frame or of the first
+            appearance of a key; a missing value is an empty cell and sorts last.
+        caption : str
+            What the table holds.
+        formats : mapping of str to str or callable, optional
+            How a column's values are shown: a format string (``"{:.3f}"``) or a
+            function. Sorting uses the values themselves.
+        bars : iterable of str
+            Columns of non-negative numbers that get a bar behind the number.
+
+        Raises
+        ------
+        DataError
+            If `formats` or `bars` name a column that the rows do not have.
+        """
+        records = list(rows.to_dict("records")) if hasattr(rows, "to_dict") else [dict(row) for row in rows]
+        columns = list(dict.fromkeys(str(key) for row in records for key in row))
+        formats, bars = dict(formats or {}), set(bars)
+        unknown = sorted((set(formats) | bars) - set(columns)) if records else []
+        if unknown:
+            raise DataError(
+                f"Page.table: the rows have no column {unknown[0]!r}. Columns: {', '.join(columns)}."
+            )
+        heads = [_Head(name, records) for name in columns]
+        tops = {name: _top(records, name) for name in bars}
+        body = [
+            [_cell(row.get(head.name), formats.get(head.name), tops.get(head.name)) for head in heads]
+            for row in records
+        ]
+        return self._add("table", heads=heads, body=body, caption=caption)
+
+    def html(self) -> str:
+        """Return the whole page as text."""
+        figures = any(block.kind == "figure" for block in self._blocks)
+        page = (
+            _templates()
+            .get_template("page.html.j2")
+            .render(
+                title=self.title,
+                subtitle=self.subtitle,
+                eyebrow=self.eyebrow,
+                sections=self._sections,
+                blocks=self._blocks,
+                plotly=_plotly() if figures else None,
+                css=_asset("page.css"),
+                script=_asset("page.js"),
+                version=lowdim.__version__,
+            )
+        )
+        return page.lstrip()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the page beside `path` and rename it into place.
+
+        Parameters
+        ----------
+        path : str or Path
+            Usually ``OUT/report.html``.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        RunError
+            If it cannot be written; no half file is left.
+        """
+        from lowdim.runs import atomic_write
+
+        atomic_write(Path(path), self.html())
+        return Path(path)
+
+    def _add(self, kind: str, **content: Any) -> Page:
+        self._blocks.append(_Block(kind, content))
+        return self
+
+
+class _Head:
+    """A column's heading: its name and whether it holds numbers."""
+
+    def __init__(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
+        given = [row[name] for row in records if not _absent(row.get(name))]
+        self.name = name
+        self.numeric = bool(given) and all(_is_number(value) for value in given)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What a cell shows, what it sorts by, and the percentage of its bar."""
+
+    shown: str
+    key: str
+    bar: float | None
+
+
+def _cell(value: Any, form: Format | None, top: float | None) -> _Cell:
+    if _absent(value):
+        return _Cell("", "", None)
+    key = repr(float(value)) if _is_number(value) else _shown(value, None)
+    bar = 100.0 * float(value) / top if top and _is_number(value) and math.isfinite(value) else None
+    return _Cell(_shown(value, form), key, bar)
+
+
+def _shown(value: Any, form: Format | None) -> str:
+    if callable(form):
+        return form(value)
+    if form is not None:
+        return form.format(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
+        return f"{float(value):.4g}"
+    if isinstance(value, list | tuple):
+        return by(value)
+    return str(value)
+
+
+def _top(records: Sequence[Mapping[str, Any]], name: str) -> float:
+    given = [float(row[name]) for row in records if _is_number(row.get(name)) and math.isfinite(row[name])]
+    return max(given, default=0.0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
+
+
+def _json(value: Any) -> str:
+    """Return JSON that may stand inside a script element."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("lowdim.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _plotly() -> str:
+    """Return plotly.js for the page, gzipped and in base64: 2 MB in place of 5.
+
+    The plotly package ships the full distribution only; browsers since 2023
+    unpack it themselves (DecompressionStream).
+    """
+    from plotly.offline import get_plotlyjs
+
+    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
