@@ -110,7 +110,8 @@ def _place(model: nn.Module, saved_name: str, name: str, entry: Mapping[str, Any
     if not is_linear(old):
         raise DataError(
             f"config.json describes '{saved_name}' as a compressed linear layer, but in "
-            f"{type(model).__name__} it is a {type(old).__name__}. Load the folder with the class it was saved from."
+            f"{type(model).__name__} it is a {type(old).__name__}. Load the folder with the class it was "
+            "saved from."
         )
     weight = old.weight
     assert isinstance(weight, torch.Tensor)
@@ -119,8 +120,8 @@ def _place(model: nn.Module, saved_name: str, name: str, entry: Mapping[str, Any
     if (operator.out_features, operator.in_features) != shape:
         raise ShapeError(
             f"config.json describes '{saved_name}' with shape "
-            f"{(operator.out_features, operator.in_features)}, but {type(model).__name__} has {shape} there. The architecture's sizes in config.json do not "
-            "belong to these weights; copy config.json again."
+            f"{(operator.out_features, operator.in_features)}, but {type(model).__name__} has {shape} "
+            "there. The sizes in config.json do not belong to these weights; copy config.json again."
         )
     bias = (
         nn.Parameter(torch.empty(shape[0], device=weight.device, dtype=weight.dtype))

@@ -132,10 +132,16 @@ class LowdimQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
         """Bring config.json up to date and give the fingerprints for the files' headers."""
+        from transformers.core_model_loading import revert_weight_conversion
+
         if getattr(model, "_hf_peft_config_loaded", False):
             return None, {}
         _refresh(model)
-        return None, {METADATA_KEY: json.dumps(fingerprints(model.state_dict()), sort_keys=True)}
+        # Some architectures are stored under older names than those of their modules, or with merged weights
+        # cut; the header knows both, and tensors that are the same memory are read once.
+        tensors = model.state_dict()
+        stored = {**tensors, **revert_weight_conversion(model, dict(tensors))}
+        return None, {METADATA_KEY: json.dumps(fingerprints(stored), sort_keys=True)}
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         densify(model)
