@@ -54,7 +54,7 @@ def compress_page(report: Mapping[str, Any]) -> Page:
     _gates(page, report)
     sentences = words.losses(report)
     if sentences:
-        page.section("Kept and lost").sentences(sentences)
+        page.section("Kept and lost").statements(sentences)
     _quality(page, report)
     _speed(page, report)
     _size(page, report)
@@ -133,7 +133,7 @@ def _quality(page: Page, report: Mapping[str, Any]) -> None:
         page.figure(figure, caption=caption, height=height)
     tradeoff = figures.tradeoff(report)
     if tradeoff is not None:
-        page.figure(tradeoff, caption="Quality against the size of the weight file.")
+        page.figure(tradeoff, caption="Quality against the size of the weight file")
     rows = []
     for name, variant in words.variants(report):
         row: dict[str, Any] = {"Model": name, "Weight file": variant.get("bytes")}
@@ -157,7 +157,7 @@ def _speed(page: Page, report: Mapping[str, Any]) -> None:
     where = f" on {machine['cpu']}" if machine.get("cpu") else ""
     threads = f" with {report['threads']} threads" if report.get("threads") else ""
     page.section("Speed", intro=f"Measured turn by turn{where}{threads}.")
-    page.figure(figure, caption="Time of one forward pass before and after.", height=height)
+    page.figure(figure, caption="Time of one forward pass", height=height)
     rows = []
     for batch, entry in (report.get("speed") or {}).items():
         row = {
@@ -176,8 +176,8 @@ def _speed(page: Page, report: Mapping[str, Any]) -> None:
         }
         page.table(
             rows,
-            caption="Medians, measured turn by turn; working memory is the most that intermediate results take",
-            formats={"Original, ms": "{:.2f}", "Compressed, ms": "{:.2f}", "Times as fast": "{:.2f}"}
+            caption="Medians; working memory is the most that intermediate results take",
+            formats={"Original, ms": "{:.4g}", "Compressed, ms": "{:.4g}", "Times as fast": "{:.2f}"}
             | memory,
         )
 
@@ -186,8 +186,8 @@ def _size(page: Page, report: Mapping[str, Any]) -> None:
     drawn = figures.groups(report)
     if drawn is not None:
         figure, height = drawn
-        page.section("Where the parameters went")
-        page.figure(figure, caption="Parameters before and after, by kind of layer.", height=height)
+        page.section("Parameters")
+        page.figure(figure, caption="Parameters before and after, by kind of layer", height=height)
 
 
 def _layers(page: Page, report: Mapping[str, Any]) -> None:
@@ -199,11 +199,11 @@ def _layers(page: Page, report: Mapping[str, Any]) -> None:
         "what the layer computes on the calibration inputs; it is what counts. Both are from factorization, "
         "before any recovery."
     )
-    page.section("Layer by layer", intro=intro)
+    page.section("Layers", intro=intro)
     drawn = figures.errors(layers)
     if drawn is not None:
         figure, height = drawn
-        page.figure(figure, caption="Relative error of every compressed layer.", height=height)
+        page.figure(figure, caption="Relative error of every compressed layer", height=height)
     columns = {
         "name": "Layer",
         "shape": "Shape",
@@ -237,7 +237,7 @@ def _recovery(page: Page, report: Mapping[str, Any]) -> None:
     page.section(
         "Recovery", intro="Distillation: the compressed model learns from the original on the same text."
     )
-    page.figure(figure, caption="Loss of the recovery, step by step.", height=300)
+    page.figure(figure, caption="Loss of the recovery, step by step", height=300)
     names = {"steps": "Steps", "lr": "Learning rate", "batch_size": "Batch size"}
     facts = [(title, record[key]) for key, title in names.items() if record.get(key) is not None]
     if record.get("seconds") is not None:
@@ -296,6 +296,7 @@ def _made(page: Page, report: Mapping[str, Any]) -> None:
             caption="Time per phase",
             formats={"Seconds": "{:.1f}"},
             bars=["Seconds"],
+            narrow=True,
         )
     if report.get("versions"):
         page.text("Versions:").facts(report["versions"].items())

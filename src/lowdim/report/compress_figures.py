@@ -61,8 +61,6 @@ def errors(layers: list[Mapping[str, Any]]) -> tuple[Figure, int] | None:
     depths = {place for place, _ in placed}
     by_depth = None not in depths and len(depths) > 1
     order = list(dict.fromkeys(kind for _, kind in placed)) if by_depth else [""]
-    # Space for the legend's rows above the panels: about four names fit in one on a narrow screen.
-    rows = -(-len(order) // 2) if by_depth else 0
     figure = make_subplots(rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.09)
     for row, (key, title) in enumerate(panels, start=1):
         for number, kind in enumerate(order):
@@ -93,16 +91,11 @@ def errors(layers: list[Mapping[str, Any]]) -> tuple[Figure, int] | None:
                 col=1,
             )
         figure.update_yaxes(title_text=title, rangemode="tozero", tickformat=".0%", row=row, col=1)
-    label = (
-        "Depth in the network (number in the layer's name)"
-        if by_depth
-        else "Layer, in the order of the network"
-    )
+    label = "Number in the layer's name" if by_depth else "Layer, in the order of the network"
     whole = len({place for place, _ in placed}) if by_depth else len(layers)
     figure.update_xaxes(title_text=label, row=len(panels), col=1)
     figure.update_xaxes(dtick=max(1, whole // 12), zeroline=False)
-    figure.update_layout(margin={"t": 24 + 22 * rows})
-    return figure, 110 + 210 * len(panels) + 22 * rows
+    return figure, 90 + 200 * len(panels)
 
 
 def groups(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
@@ -165,29 +158,33 @@ def quality(report: Mapping[str, Any]) -> tuple[Figure, int, str] | None:
     ]
     figure = Figure()
     if shares:
-        # The original is 1 in each of these by definition: the axis says so, a bar would only repeat it.
-        for name, row in rows[1:]:
-            given = [entry for entry in shares if _has(row, entry.key)]
-            if given:
-                values = [row["quality"][entry.key] for entry in given]
-                figure.add_bar(
-                    x=[_wrapped(entry.label) for entry in given],
-                    y=values,
-                    name=name,
-                    marker_color=row["color"],
-                    text=[f"{value:.2f}" if value < 0.995 else f"{value:.3f}" for value in values],
-                    textposition="outside",
-                    cliponaxis=False,
-                    hovertemplate="%{x}: %{y:.4f}<extra>" + name + "</extra>",
-                )
-        figure.add_hline(y=1, line={"color": "var(--before)", "width": 1.5, "dash": "dot"})
-        figure.update_yaxes(range=[0, 1.1], tickvals=[0, 0.25, 0.5, 0.75, 1])
-        figure.update_layout(barmode="group", margin={"t": 60})
-        return (
-            figure,
-            380,
-            "Agreement with the original on held-out inputs; 1 (dotted) is the original itself.",
+        # The original is 1 in each of these by definition: a dotted line says so, a bar would only repeat it.
+        compared = rows[1:]
+        for name, row in compared[::-1]:
+            given = [entry for entry in shares[::-1] if _has(row, entry.key)]
+            values = [row["quality"][entry.key] for entry in given]
+            figure.add_bar(
+                orientation="h",
+                y=[_wrapped(entry.label) for entry in given],
+                x=values,
+                name=name,
+                marker_color=row["color"],
+                text=[f"{value:.3f}" for value in values],
+                textposition="outside",
+                cliponaxis=False,
+                hovertemplate="%{y}: %{x:.4f}<extra>" + name + "</extra>",
+            )
+        figure.add_vline(x=1, layer="below", line={"color": "var(--before)", "width": 1.5, "dash": "dot"})
+        figure.update_xaxes(range=[0, 1.02], tickvals=[0, 0.25, 0.5, 0.75, 1])
+        figure.update_layout(
+            barmode="group",
+            bargap=0.28,
+            margin={"l": 8, "r": 48},
+            legend_traceorder="reversed",
+            showlegend=len(compared) > 1,
         )
+        height = 80 + len(shares) * (26 + 22 * len(compared))
+        return figure, height, "Agreement with the original on held-out inputs (dotted: the original itself)"
     given_rows = [(name, row) for name, row in rows if _has(row, measure.key)]
     if measure.key != "perplexity_after":
         given_rows = given_rows[1:]
@@ -204,7 +201,7 @@ def quality(report: Mapping[str, Any]) -> tuple[Figure, int, str] | None:
         hovertemplate="%{x}: %{text}<extra></extra>",
     )
     figure.update_yaxes(title_text=measure.label, rangemode="tozero")
-    return figure, 340, f"{measure.label} on held-out inputs; lower is better."
+    return figure, 340, f"{measure.label} on held-out inputs, lower is better"
 
 
 def tradeoff(report: Mapping[str, Any]) -> Figure | None:
@@ -225,15 +222,23 @@ def tradeoff(report: Mapping[str, Any]) -> Figure | None:
             x=[row["bytes"] / 1e6],
             y=[row["quality"][measure.key]],
             name=name,
-            mode="markers",
+            mode="markers+text",
             marker={"size": 14, "color": row["color"]},
+            customdata=[name],
+            texttemplate="%{customdata}",
+            # int8 lies left of its dense twin: labels on different sides never meet.
+            textposition="middle left" if "int8" in name else "bottom center",
+            cliponaxis=False,
             text=f"{name}<br>{bytes_text(row['bytes'])}<br>{measure.label} "
             f"{measure.shown(row['quality'][measure.key])}",
             hovertemplate="%{text}<extra></extra>",
         )
-    figure.update_xaxes(title_text="Weight file, MB", rangemode="tozero")
-    figure.update_yaxes(title_text=measure.label)
-    figure.update_layout(margin={"t": 60})
+    widest = max(row["bytes"] for _, row in points) / 1e6
+    figure.update_xaxes(title_text="Weight file, MB", range=[0, 1.15 * widest])
+    values = [row["quality"][measure.key] for _, row in points]
+    room = 0.2 * (max(values) - min(values)) or 0.1
+    figure.update_yaxes(title_text=measure.label, range=[min(values) - 1.5 * room, max(values) + room])
+    figure.update_layout(showlegend=False)
     return figure
 
 
@@ -270,11 +275,9 @@ def speed(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
             col=1,
         )
     figure.update_xaxes(rangemode="tozero", showticklabels=False)
-    figure.update_xaxes(
-        title_text="Median time of one forward pass (shorter is faster)", row=len(batches), col=1
-    )
+    figure.update_xaxes(title_text="Median time (shorter is faster)", row=len(batches), col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
-    figure.update_layout(margin={"l": 8, "r": 72, "t": 36})
+    figure.update_layout(margin={"l": 8, "r": 72, "t": 28})
     return figure, 70 + len(batches) * (56 + 34 * len(timed))
 
 
@@ -303,12 +306,12 @@ def recovery(report: Mapping[str, Any]) -> Figure | None:
             line={"color": "var(--before)", "width": 1},
             hoverinfo="skip",
         )
-    window = [values[max(0, at + 1 - width) : at + 1] for at in range(len(values))]
+    window = [values[max(0, at - width // 2) : at + width // 2 + 1] for at in range(len(values))]
     figure.add_scatter(
         x=steps,
         y=[sum(part) / len(part) for part in window],
         mode="lines",
-        name=f"Mean of {width}" if width > 1 else "Loss",
+        name=f"Mean of {2 * (width // 2) + 1}" if width > 1 else "Loss",
         line={"color": "var(--after)", "width": 2.5},
         hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
     )
@@ -316,7 +319,7 @@ def recovery(report: Mapping[str, Any]) -> Figure | None:
     figure.update_yaxes(title_text="Distillation loss", rangemode="tozero")
     if min(values) > 0 and max(values) > 50 * min(values):
         figure.update_yaxes(type="log", rangemode="normal")
-    figure.update_layout(showlegend=width > 1, margin={"t": 44})
+    figure.update_layout(showlegend=width > 1)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -53,7 +54,7 @@ class Measure:
 
 MEASURES = (
     Measure("cosine", "Cosine to the original", 1.0, "{:.3f}"),
-    Measure("cosine_q05", "Cosine, 5 % quantile", 1.0, "{:.3f}"),
+    Measure("cosine_q05", "Cosine, 5\N{NO-BREAK SPACE}% quantile", 1.0, "{:.3f}"),
     Measure("top1", "Same nearest neighbor", 1.0, "{:.3f}"),
     Measure("top10", "Ten nearest shared", 1.0, "{:.3f}"),
     Measure("perplexity_after", "Perplexity", 1.0, "{:.2f}"),
@@ -101,15 +102,15 @@ def variants(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     found = [("Original", {"quality": itself, "bytes": size.get("before"), "color": "var(--before)"})]
     found[0][1]["ms"] = {batch: entry.get("before_ms") for batch, entry in speed.items()}
     if int8.get("original"):
-        found.append(("Original, int8", {**_int8(int8["original"]), "color": "var(--c2)"}))
+        found.append(("Original, int8", {**_int8(int8["original"]), "color": "var(--before-int8)"}))
     if before_recovery:
-        row = {"quality": before_recovery, "bytes": None, "ms": {}, "color": "var(--c5)"}
+        row = {"quality": before_recovery, "bytes": None, "ms": {}, "color": "var(--after-raw)"}
         found.append(("Compressed, before recovery", row))
     row = {"quality": quality, "bytes": size.get("after"), "color": "var(--after)"}
     row["ms"] = {batch: entry.get("after_ms") for batch, entry in speed.items()}
     found.append(("Compressed", row))
     if int8.get("compressed"):
-        found.append(("Compressed, int8", {**_int8(int8["compressed"]), "color": "var(--c4)"}))
+        found.append(("Compressed, int8", {**_int8(int8["compressed"]), "color": "var(--after-int8)"}))
     return found
 
 
@@ -138,19 +139,16 @@ def headline(report: Mapping[str, Any]) -> str:
     return f"{text}. {'; '.join(changes)}."
 
 
-def losses(report: Mapping[str, Any]) -> list[str]:
-    """Return what was kept and what was lost, sentence by sentence."""
-    found = [*_parameters(report), *_quality(report), *_recovery(report), *_quantized(report)]
-    for batch, entry in _speeds(report):
-        spread = ""
-        if _number(entry.get("ratio_low")) and _number(entry.get("ratio_high")):
-            spread = f"; half of the paired measurements lie between {entry['ratio_low']:.2f} and "
-            spread += f"{entry['ratio_high']:.2f}"
-        found.append(
-            f"At batch size {batch} a forward pass takes {ms(entry['after_ms'])} in place of "
-            f"{ms(entry['before_ms'])}: {times(entry['ratio'])}{spread}."
-        )
-    return [*found, *_layers(report)]
+def losses(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return what was kept and what was lost: topics, each with its sentences."""
+    found = [
+        ("Size", _parameters(report)),
+        ("Quality", [*_quality(report), *_recovery(report)]),
+        ("Speed", _speed(report)),
+        ("Against int8", _quantized(report)),
+        ("Layers", _layers(report)),
+    ]
+    return [(topic, sentences) for topic, sentences in found if sentences]
 
 
 def loading(report: Mapping[str, Any]) -> str:
@@ -169,10 +167,10 @@ def loading(report: Mapping[str, Any]) -> str:
         return (
             "from lowdim.compress import load_weights\n\n"
             "model = ...  # built as before compression\n"
-            f"model = load_weights(model, {folder!r})"
+            f"model = load_weights(model, {json.dumps(folder)})"
         )
     first = "" if report.get("dense") else "import lowdim  # teaches transformers the compressed layers\n"
-    return f"{first}from transformers import {name}\n\nmodel = {name}.from_pretrained({folder!r})"
+    return f"{first}from transformers import {name}\n\nmodel = {name}.from_pretrained({json.dumps(folder)})"
 
 
 def _parameters(report: Mapping[str, Any]) -> list[str]:
@@ -246,6 +244,19 @@ def _recovery(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _speed(report: Mapping[str, Any]) -> list[str]:
+    found = []
+    for batch, entry in _speeds(report):
+        text = (
+            f"At batch size {batch} a forward pass takes {ms(entry['after_ms'])} in place of "
+            f"{ms(entry['before_ms'])}: {times(entry['ratio'])}"
+        )
+        if _number(entry.get("ratio_low")) and _number(entry.get("ratio_high")):
+            text += f" (middle half of the pairs: {entry['ratio_low']:.2f} to {entry['ratio_high']:.2f})"
+        found.append(f"{text}.")
+    return found
+
+
 def _quantized(report: Mapping[str, Any]) -> list[str]:
     int8, measure, found = report.get("int8") or {}, main_measure(report), []
     names = {"original": "Plain int8 of the original", "compressed": "int8 on top of the compressed layers"}
@@ -256,7 +267,7 @@ def _quantized(report: Mapping[str, Any]) -> list[str]:
         if measure is not None and value is not None:
             parts.append(f"has {measure.inside} {measure.shown(value)}")
         if parts:
-            found.append(f"For comparison: {name} {' and '.join(parts)}.")
+            found.append(f"{name} {' and '.join(parts)}.")
     return found
 
 

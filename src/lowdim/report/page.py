@@ -13,6 +13,7 @@ import gzip
 import json
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import lowdim
 from lowdim.errors import DataError
 from lowdim.report.wording import by
+from lowdim.runs import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,6 +121,10 @@ class Page:
         """Add a list of plain sentences."""
         return self._add("sentences", sentences=list(sentences))
 
+    def statements(self, statements: Iterable[tuple[str, Sequence[str]]]) -> Page:
+        """Add sentences by topic: pairs of a topic and its sentences."""
+        return self._add("statements", statements=[(topic, list(given)) for topic, given in statements])
+
     def verdicts(self, verdicts: Iterable[tuple[bool, str]]) -> Page:
         """Add quality gates: whether each was passed, and its sentence."""
         return self._add("verdicts", verdicts=list(verdicts))
@@ -158,6 +164,7 @@ class Page:
         caption: str,
         formats: Mapping[str, Format] | None = None,
         bars: Iterable[str] = (),
+        narrow: bool = False,
     ) -> Page:
         """Add a table that sorts by a click (or Enter) on a column's heading.
 
@@ -173,6 +180,8 @@ class Page:
             function. Sorting uses the values themselves.
         bars : iterable of str
             Columns of non-negative numbers that get a bar behind the number.
+        narrow : bool
+            Whether a table of few short columns keeps to half of the width.
 
         Raises
         ------
@@ -193,7 +202,7 @@ class Page:
             [_cell(row.get(head.name), formats.get(head.name), tops.get(head.name)) for head in heads]
             for row in records
         ]
-        return self._add("table", heads=heads, body=body, caption=caption)
+        return self._add("table", heads=heads, body=body, caption=caption, narrow=narrow)
 
     def html(self) -> str:
         """Return the whole page as text."""
@@ -233,8 +242,6 @@ class Page:
         RunError
             If it cannot be written; no half file is left.
         """
-        from lowdim.runs import atomic_write
-
         atomic_write(Path(path), self.html())
         return Path(path)
 
@@ -254,19 +261,21 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What a cell shows, what it sorts by, and the percentage of its bar."""
+    """What a cell shows, what it sorts by, the percentage of its bar, and whether it may wrap."""
 
     shown: str
     key: str
-    bar: float | None
+    bar: float | None = None
+    long: bool = False
 
 
 def _cell(value: Any, form: Format | None, top: float | None) -> _Cell:
     if _absent(value):
-        return _Cell("", "", None)
+        return _Cell("", "")
     key = repr(float(value)) if _is_number(value) else _shown(value, None)
     bar = 100.0 * float(value) / top if top and _is_number(value) and math.isfinite(value) else None
-    return _Cell(_shown(value, form), key, bar)
+    shown = _shown(value, form)
+    return _Cell(shown, key, bar, long=len(shown) > 48 and " " in shown)
 
 
 def _shown(value: Any, form: Format | None) -> str:
@@ -302,15 +311,22 @@ def _json(value: Any) -> str:
     return text
 
 
+def _tied(text: str) -> str:
+    """Tie numbers to their units, so that no line breaks between them."""
+    return re.sub(r"(?<=[0-9]) (?=(%|[kMG]?B|ms|s|min|h|[KMB])(?![A-Za-z]))", "\N{NO-BREAK SPACE}", text)
+
+
 @functools.cache
 def _templates() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("lowdim.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tied"] = _tied
+    return environment
 
 
 @functools.cache

@@ -4,6 +4,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const areas = [...document.querySelectorAll(".plot-area")];
   const figures = areas.map((area) => JSON.parse(area.querySelector("script").textContent));
+  const heights = areas.map((area) => parseInt(area.style.height, 10));
   const button = document.getElementById("theme");
 
   // Light and dark: the reader's choice wins over the system's preference and is remembered where that is allowed.
@@ -38,14 +39,15 @@
     const color = (name) => style.getPropertyValue(name).trim();
     const axis = {
       gridcolor: color("--line"), linecolor: color("--line"), zerolinecolor: color("--line"), automargin: true,
-      tickfont: { color: color("--soft") }, title: { font: { color: color("--soft") }, standoff: 10 },
+      tickfont: { color: color("--soft") }, title: { font: { color: color("--soft"), size: 13 }, standoff: 8 },
+      ticks: "outside", ticklen: 5, tickcolor: "rgba(0,0,0,0)",
     };
     return {
       layout: {
         font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("--ink") },
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
         colorway: [1, 2, 3, 4, 5, 6, 7, 8].map((number) => color(`--c${number}`)),
-        margin: { l: 56, r: 16, t: 28, b: 44 }, xaxis: axis, yaxis: axis,
+        margin: { l: 48, r: 16, t: 12, b: 40 }, xaxis: axis, yaxis: axis,
         hoverlabel: { bgcolor: color("--surface"), bordercolor: color("--line"), font: { color: color("--ink") } },
         legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, xanchor: "left" },
         bargap: 0.35, bargroupgap: 0.08,
@@ -58,6 +60,10 @@
     const style = getComputedStyle(root);
     areas.forEach((area, index) => {
       const { data, layout } = resolve(figures[index], style);
+      // On a phone a legend takes one row per name: give it that room.
+      const named = layout.showlegend === false ? 0 : data.filter((trace) => trace.name && trace.showlegend !== false).length;
+      const narrow = area.clientWidth < 560 && named > 1;
+      area.style.height = `${heights[index] + (narrow ? 20 * named : 0)}px`;
       Plotly.react(area, data, { ...layout, template: template(style), autosize: true }, {
         displaylogo: false, responsive: true, displayModeBar: false, scrollZoom: false,
       });
