@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdim.algebra.history import History
+from lowdim.algebra.history import History, Reason
 from lowdim.algebra.problem import Problem
 from lowdim.algebra.seeds import Seed, gaussian, generator
 from lowdim.algebra.svd import low_rank_factors
@@ -80,7 +80,15 @@ def start_factors(
         # Components beyond the SVD start with no weight in U but with directions to grow into.
         V[known:] = draw(rank - known, n) * V[:known].square().mean().sqrt()
         S[known:] = draw(rank - known, b1, b2)
-    return U.reshape(b1, p, rank), S, V.reshape(rank, b2, q).permute(1, 0, 2).contiguous()
+    V = V.reshape(rank, b2, q).permute(1, 0, 2).contiguous()
+    # Singular vectors of block-sparse matrices vanish on whole blocks, where no step could leave zero.
+    size = V.norm(dim=2)
+    empty = size < 1e-4 * size.amax(0)
+    if bool(empty.any()):
+        mean = (size.square().sum(0) / (~empty).sum(0).clamp_min(1)).sqrt() * q**-0.5
+        V = torch.where(empty[..., None], draw(*V.shape) * mean[None, :, None], V)
+        S = torch.where(empty.T[:, None], draw(*S.shape), S)
+    return U.reshape(b1, p, rank), S, V
 
 
 def _latin_square(A: Tensor, rank: int, blocks: tuple[int, int]) -> Factors:
@@ -111,15 +119,23 @@ def balance(factors: Factors) -> Factors:
     same norm, the square root of the component's scale.
     """
     U, S, V = factors
-    left, right = U.norm(dim=1), V.norm(dim=2)  # (b1, r), (b2, r)
+    left, right = _norms(U, 1), _norms(V, 2)  # (b1, r), (b2, r)
     coupled = S * left.T[:, :, None] * right.T[:, None, :]
     scale = coupled.square().mean((1, 2)).sqrt()
-    one = torch.ones((), dtype=U.dtype, device=U.device)
-    safe = torch.where(scale > 0, scale, one)
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     root = scale.sqrt()
-    U = U * (root / torch.where(left > 0, left, one))[:, None, :]
-    V = V * (root / torch.where(right > 0, right, one))[:, :, None]
-    return U, coupled / safe[:, None, None], V
+    return U * (root / left)[:, None, :], coupled / safe[:, None, None], V * (root / right)[:, :, None]
+
+
+def _norms(factor: Tensor, dim: int) -> Tensor:
+    """Return the norms along `dim`; the ones of vanishing columns are replaced by their component's mean.
+
+    Else the coupling of a column that is zero for now would be set to zero, and no step could leave that.
+    """
+    size = factor.norm(dim=dim)
+    mean = size.mean(0, keepdim=True)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    return torch.where(size > 1e-6 * mean, size, mean)
 
 
 def _revive(problem: Problem, factors: Factors, error: float) -> tuple[Factors, int]:
@@ -188,7 +204,8 @@ def alternating_least_squares(
     sweep = sweep_for(problem, (factors[0].shape[0], factors[2].shape[0]))
     best = balance(factors)
     objective = [problem.error(product(best)) ** 2]
-    at, age, reason = best, 0, "steps"
+    at, age = best, 0
+    reason: Reason = "steps"
     for step in range(1, sweeps + 1):
         found, value = sweep(at)
         if not math.isfinite(value):
@@ -209,10 +226,8 @@ def alternating_least_squares(
             previous, best, age = best, found, age + 1
             at = best
             if weight > 0:
-                at = (
-                    best[0],
-                    *(new + weight * (new - old) for new, old in zip(best[1:], previous[1:], strict=True)),
-                )
+                (U, S, V), (_, old_S, old_V) = best, previous
+                at = (U, S + weight * (S - old_S), V + weight * (V - old_V))
             objective.append(min(value, objective[-1]))
         if len(objective) == step:
             objective.append(objective[-1])
@@ -225,7 +240,7 @@ def alternating_least_squares(
         objective=tuple(objective),
         residual=tuple(value**0.5 for value in objective),
         seconds=time.perf_counter() - clock,
-        reason=reason,  # type: ignore[arg-type]
+        reason=reason,
         notes=tuple(problem.notes),
     )
     return best, history

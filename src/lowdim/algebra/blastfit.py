@@ -13,6 +13,7 @@ from lowdim.algebra.blast import Blast
 from lowdim.algebra.blocks import check_blocks
 from lowdim.algebra.history import History
 from lowdim.algebra.lowrank import check_rank
+from lowdim.algebra.precgd import fit as descend
 from lowdim.algebra.problem import Problem, register
 from lowdim.algebra.seeds import Seed
 from lowdim.algebra.sweeps import Factors
@@ -34,7 +35,7 @@ def fit_blast(
     seed: Seed,
     callback: Callable[[int, float], Any] | None,
     pad: bool = False,
-    start: str | Factors = "svd",
+    start: str | Factors | None = None,
     noise: float = 0.1,
     momentum: bool = True,
     **options: Any,
@@ -47,8 +48,11 @@ def fit_blast(
         As in :func:`lowdim.algebra.factorize`.
     pad : bool
         Pad sizes that the blocks do not divide with zeros; implied by ``blocks="auto"``.
-    start, noise
-        Of "als"; see :func:`lowdim.algebra.als.start_factors`.
+    start : str or (U, S, V), optional
+        See :func:`lowdim.algebra.als.start_factors`. "svd" for "als", a small random one for
+        "precgd" (the preset's) and "gd" (the paper's) otherwise.
+    noise : float
+        Of "als" from the SVD: standard deviation of the noise in the couplings.
     momentum : bool
         Of "als": extrapolate between sweeps.
     **options
@@ -69,10 +73,15 @@ def fit_blast(
     if method == "als":
         if options:
             raise DataError(f"factorize: unknown options for 'als': {', '.join(sorted(options))}.")
-        factors = start_factors(problem, r, (b1, b2), start=start, noise=noise, seed=seed)
+        factors = start_factors(problem, r, (b1, b2), start=start or "svd", noise=noise, seed=seed)
         factors, history = alternating_least_squares(
             problem, factors, sweeps=sweeps or 20, tol=tol, momentum=momentum, callback=callback
         )
+    elif method in ("precgd", "gd"):
+        factors, history = descend(
+            problem, r, (b1, b2), method=method, steps=sweeps or 300, tol=tol, seed=seed,
+            callback=callback, start=start, **options,
+        )  # fmt: skip
     else:
         raise DataError(f"factorize: method={method!r} is unknown for Blast. Use 'als', 'precgd' or 'gd'.")
     return Blast.from_factors(*factors, in_features=n, out_features=m), history

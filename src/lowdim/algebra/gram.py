@@ -28,7 +28,7 @@ def proximal_solve(gram: Tensor, right: Tensor, previous: Tensor | None = None) 
     Parameters
     ----------
     gram : Tensor of shape (..., r, r)
-        Symmetric, positive semidefinite.
+        Symmetric, positive semidefinite. Overwritten: the ridge is added in place.
     right : Tensor of shape (..., r, k)
         Right-hand sides R.
     previous : Tensor of shape (..., r, k), optional
@@ -42,9 +42,9 @@ def proximal_solve(gram: Tensor, right: Tensor, previous: Tensor | None = None) 
     ridge = ridge_for(gram.dtype) * diagonal.mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
     if previous is not None:
         right = right + ridge[..., None, None] * previous
-    shifted = gram + torch.diag_embed(ridge[..., None].expand_as(diagonal))
+    diagonal.add_(ridge[..., None])
     r, k = right.shape[-2:]
-    solution = _cholesky_solve(shifted.reshape(-1, r, r), right.reshape(-1, r, k))
+    solution = _cholesky_solve(gram.reshape(-1, r, r), right.reshape(-1, r, k))
     return solution.reshape(right.shape)
 
 

@@ -20,7 +20,7 @@ __all__ = ["Problem", "Rule", "damp", "register", "rule_for"]
 # Relative ridges: of an ordinary second moment, and of one that is rank-deficient.
 _RIDGE = 1e-4
 _RAISED_RIDGE = 1e-2
-# A pivot of the Cholesky factorization below this share of the mean diagonal means "no data in this direction".
+# A pivot of the Cholesky factorization below this share of the mean diagonal means "no data here".
 _SMALLEST_PIVOT = 1e-9
 
 

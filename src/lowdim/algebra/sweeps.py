@@ -29,6 +29,12 @@ def rows_of(S: Tensor, V: Tensor) -> Tensor:
     return (S.permute(1, 0, 2)[..., None] * V.permute(1, 0, 2)[None]).reshape(S.shape[1], r, b2 * q)
 
 
+def left_factors(U: Tensor, S: Tensor) -> Tensor:
+    """Return all ``Y_j``, of shape (b2, m, r)."""
+    b1, p, r = U.shape
+    return (U[None] * S.permute(2, 1, 0)[:, :, None]).reshape(S.shape[2], b1 * p, r)
+
+
 def product(factors: Factors) -> Tensor:
     """Return the matrix (m, n) of Blast factors."""
     U, S, V = factors
@@ -58,7 +64,7 @@ class WeightSweep:
         right = torch.bmm(Z, A.reshape(b1, p, -1).mT)
         U = proximal_solve(torch.bmm(Z, Z.mT), right, U.mT).mT.contiguous()
 
-        Y = (U[None] * S.permute(2, 1, 0)[:, :, None]).reshape(b2, b1 * p, r)
+        Y = left_factors(U, S)
         columns = A.reshape(-1, b2, q).permute(1, 0, 2)
         V = proximal_solve(torch.bmm(Y.mT, Y), torch.bmm(Y.mT, columns), V).contiguous()
 
@@ -127,7 +133,8 @@ class OutputSweep:
 
     def __call__(self, factors: Factors) -> tuple[Factors, float]:
         """Return the improved factors and their squared relative error."""
-        problem = self.problem
+        problem, H = self.problem, self.problem.second_moment
+        assert H is not None
         U, S, V = factors
         (b1, p, r), (b2, _, q) = U.shape, V.shape
         m = b1 * p
@@ -137,7 +144,7 @@ class OutputSweep:
         U = proximal_solve(self.left_gram(S, V), right, U.mT).mT.contiguous()
 
         X = torch.bmm(U, Z).reshape(m, -1)
-        P = torch.addmm(problem.weighted, X, problem.second_moment, alpha=-1)
+        P = torch.addmm(problem.weighted, X, H, alpha=-1)
         K = torch.bmm(U.mT, U)
         S, V = S.clone(), V.clone()
         for j in range(b2):
