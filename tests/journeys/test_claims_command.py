@@ -79,3 +79,17 @@ def test_the_table_merges_what_was_measured_at_different_times(invoke, tmp_path)
     assert invoke("run", "--system", "fake", "--output", table, "--resume").exit_code == 1
     assert (tmp_path / "docs" / "claims" / "fake.good.json").stat().st_mtime_ns == before
     assert "1 pass, 1 short, 0 reported, 1 skipped" in table.read_text()
+
+
+def test_the_quickest_claims_hold(invoke, tmp_path):
+    quickest = (
+        "blast.special-cases",
+        "blast.block-low-rank-exact",
+        "blast.block-diagonal-exact",
+        "blast.als-recovers",
+    )
+    result = invoke("run", *quickest, "--require", "--json", "--output", tmp_path / "claims.md")
+    measured = {entry["id"]: entry for entry in json.loads(result.stdout)}
+    assert {name: entry["status"] for name, entry in measured.items()} == dict.fromkeys(quickest, "pass")
+    assert result.exit_code == 0
+    assert measured["blast.als-recovers"]["seeds"] == [0, 1, 2]

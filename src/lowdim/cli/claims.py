@@ -113,15 +113,17 @@ def _declaration(claim: Claim) -> dict[str, object]:
 
 
 def _show_list(claims: list[Claim]) -> None:
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("ID", "Claim", "Threshold", "Paper", "Seeds"):
-        table.add_column(column, overflow="fold")
     for claim in claims:
-        threshold = claim.threshold or "reported"
-        table.add_row(claim.id, claim.statement, threshold, claim.paper, str(len(claim.seeds)))
-    manners.out.print(table)
+        seeds = f"{len(claim.seeds)} seed{'s' if len(claim.seeds) > 1 else ''}"
+        heading = Text(claim.id, style="bold")
+        heading.append(
+            f"  {claim.threshold or 'reported'}, paper: {claim.paper}, {seeds}", style="not bold dim"
+        )
+        manners.out.print(heading, soft_wrap=True)
+        manners.out.print(Padding(Text(claim.statement), (0, 0, 0, 4)))
 
 
 def _show_results(results: list[Result]) -> None:
@@ -131,7 +133,8 @@ def _show_results(results: list[Result]) -> None:
     from lowdim.claims.table import figure
 
     table = Table(box=None, pad_edge=False)
-    for column in ("ID", "Status", "Measured", "Threshold", "Paper", "Seconds"):
+    table.add_column("ID", no_wrap=True)
+    for column in ("Status", "Measured", "Threshold", "Paper", "Seconds"):
         table.add_column(column, overflow="fold")
     for result in results:
         status = Text(result.status, style=STYLES[result.status])
