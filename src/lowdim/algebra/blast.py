@@ -211,7 +211,7 @@ class Blast(Operator):
         if missing:
             x = nn.functional.pad(x, (0, missing))
         y = blast_product(x, U, S, V)
-        return y[..., :size] if y.shape[-1] != size else y
+        return y[..., :size].contiguous() if y.shape[-1] != size else y
 
     def dense(self) -> Tensor:
         """Return the matrix ``(m, n)`` without padding."""

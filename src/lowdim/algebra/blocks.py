@@ -316,5 +316,6 @@ def _monarch(x: Tensor, R: Tensor, L: Tensor) -> Tensor:
     tokens = x.reshape(-1, b2, q).permute(1, 2, 0)
     inner = torch.bmm(R.reshape(b2, b1 * t, q), tokens)
     inner = inner.reshape(b2, b1, t, -1).transpose(0, 1).reshape(b1, b2 * t, -1)
-    outer = torch.bmm(L.reshape(b1, p, b2 * t), inner)
-    return outer.permute(2, 0, 1).reshape(*x.shape[:-1], b1 * p)
+    # Tokens first again in the last product, so that the copy at the end moves whole rows.
+    outer = torch.bmm(inner.transpose(1, 2), L.reshape(b1, p, b2 * t).mT)
+    return outer.transpose(0, 1).reshape(*x.shape[:-1], b1 * p)

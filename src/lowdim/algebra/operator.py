@@ -184,10 +184,8 @@ class Operator(nn.Module):
 
     def extra_repr(self) -> str:
         """Describe the sizes in ``repr``."""
-        options = {key: value for key, value in self.config().items() if key != "structure"}
-        return ", ".join(
-            f"{key}={value}" for key, value in options.items() if not isinstance(value, dict | list)
-        )
+        inside = ("structure", "operator", "terms")
+        return ", ".join(f"{key}={value}" for key, value in self.config().items() if key not in inside)
 
     def _check_input(self, x: Tensor, size: int, name: str) -> None:
         if x.ndim == 0 or x.shape[-1] != size:
