@@ -18,11 +18,11 @@ from types import ModuleType
 
 __all__ = ["after_import", "register"]
 
-# Foreign module -> our file, whose `register()` is called once the foreign module has been executed. The
-# mapping names the innermost module that holds the tables we extend: it is loaded late, and only when needed.
+# Foreign module -> our file, whose `register()` is called once the foreign module has been executed. For
+# transformers that is the inner module with the tables we extend: it is loaded late, and only when needed.
 _OURS = {
     "transformers.quantizers.auto": "lowdim.compress.transformers",
-    "peft.tuners.lora.config": "lowdim.compress.peft",
+    "peft": "lowdim.compress.peft",
 }
 
 

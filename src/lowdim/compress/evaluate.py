@@ -32,6 +32,7 @@ __all__ = [
     "file_bytes",
     "parameter_bytes",
     "peak_activation_bytes",
+    "pooled",
     "pooling_of",
     "speed",
     "task_of",
@@ -119,12 +120,27 @@ def pooling_of(folder: str | Path | None) -> str:
     return chosen[0]
 
 
-def _embed(model: nn.Module, batch: Batch, pooling: str) -> Tensor:
-    """Return normalized embeddings (texts, hidden)."""
-    output = feed(model, batch)
-    hidden = getattr(output, "last_hidden_state", None)
-    if hidden is None:
-        hidden = next(_tensors(output))
+def pooled(hidden: Tensor, batch: Batch, pooling: str = "mean") -> Tensor:
+    """Return one normalized embedding per text or image.
+
+    Parameters
+    ----------
+    hidden : Tensor
+        (batch, tokens, hidden), feature maps (batch, hidden, height, width), or (batch, hidden) as it is.
+    batch : Tensor, sequence or mapping
+        The input; its attention mask tells padding.
+    pooling : {"mean", "cls", "max", "lasttoken"}
+
+    Returns
+    -------
+    Tensor
+        (batch, hidden), float32, of norm 1.
+
+    Examples
+    --------
+    >>> pooled(torch.tensor([[[3.0, 4.0], [0.0, 9.0]]]), {"attention_mask": torch.tensor([[1, 0]])})
+    tensor([[0.6000, 0.8000]])
+    """
     hidden = hidden.float()
     if hidden.dim() == 4:  # convolutional feature maps (batch, channels, height, width)
         hidden = hidden.flatten(2).transpose(1, 2)
@@ -135,15 +151,22 @@ def _embed(model: nn.Module, batch: Batch, pooling: str) -> Tensor:
     if mask.shape != hidden.shape[:2]:  # images: the mask counts pixels, not tokens
         mask = hidden.new_ones(hidden.shape[:2])
     if pooling == "cls":
-        pooled = hidden[:, 0]
+        summary = hidden[:, 0]
     elif pooling == "max":
-        pooled = hidden.masked_fill(mask.unsqueeze(-1) == 0, -math.inf).amax(1)
+        summary = hidden.masked_fill(mask.unsqueeze(-1) == 0, -math.inf).amax(1)
     elif pooling == "lasttoken":
         last = (mask.cumsum(1) * mask).argmax(1)
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        summary = hidden[torch.arange(len(hidden), device=hidden.device), last]
     else:
-        pooled = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1e-9)
-    return functional.normalize(pooled, dim=-1)
+        summary = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1e-9)
+    return functional.normalize(summary, dim=-1)
+
+
+def _embed(model: nn.Module, batch: Batch, pooling: str) -> Tensor:
+    """Return normalized embeddings (texts, hidden)."""
+    output = feed(model, batch)
+    hidden = getattr(output, "last_hidden_state", None)
+    return pooled(next(_tensors(output)) if hidden is None else hidden, batch, pooling)
 
 
 def _neighbors(embeddings: Tensor, k: int) -> Tensor:

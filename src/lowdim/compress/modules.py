@@ -91,7 +91,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _read_operator(name: str, entry: Mapping[str, Any], **factory: Any) -> Operator:
     if entry.get("structure") == "int8":
-        import lowdim.compress.torchao  # noqa: F401  (brings the structure "int8")
+        import lowdim.compress.int8  # noqa: F401  (brings the structure "int8")
     config = {key: value for key, value in entry.items() if key != "bias"}
     try:
         if not isinstance(entry.get("bias"), bool):

@@ -72,8 +72,11 @@ def _resized(batch: Batch, size: int) -> Batch:
     return _map(batch, change)
 
 
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _plain(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors that hold the memory; torchao's quantized weights are made of several."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [inner for name in tensor.__tensor_flatten__()[0] for inner in _plain(getattr(tensor, name))]
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -92,10 +95,8 @@ def parameter_bytes(model: nn.Module) -> int:
     >>> parameter_bytes(nn.Linear(3, 2))
     32
     """
-    storages = {
-        (tensor.device, tensor.data_ptr()): tensor.numel() * tensor.element_size()
-        for tensor in _tensors_of(model)
-    }
+    tensors = [part for tensor in [*model.parameters(), *model.buffers()] for part in _plain(tensor)]
+    storages = {(tensor.device, tensor.data_ptr()): tensor.nbytes for tensor in tensors}
     return sum(storages.values())
 
 
@@ -128,12 +129,13 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         for tensor in output if isinstance(output, tuple | list) else (output,):
-            if not isinstance(tensor, Tensor):
+            # Wrappers like torchao's have no memory of their own; what they are made of passes here as well.
+            if type(tensor) is not Tensor:
                 continue
             storage = tensor.untyped_storage()
             # The Python object of a storage lives as long as the memory, so its end is the memory's end.
             key = storage._cdata
-            if key not in self.seen and not isinstance(tensor, nn.Parameter):
+            if key not in self.seen:
                 self.seen.add(key)
                 size = storage.nbytes()
                 self.live += size

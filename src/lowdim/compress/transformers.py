@@ -130,7 +130,7 @@ class LowdimQuantizer(HfQuantizer):
         _refresh(model)
         return model
 
-    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, str]]:
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
         """Bring config.json up to date and give the fingerprints for the files' headers."""
         from transformers.core_model_loading import revert_weight_conversion
 

@@ -205,7 +205,7 @@ def test_edited_description_is_refused(written, tmp_path, change, error, message
 def test_weights_of_another_run_are_refused(written, tmp_path):
     folder = copied(written, "llama", tmp_path)
     edit(folder, lambda entry: next(iter(entry["modules"].values())).update(rank=7))
-    with pytest.raises(RunError, match="has shape .* belong to different runs"):
+    with pytest.raises(RunError, match=r"has shape .* belong to different runs"):
         load(folder)
 
 
