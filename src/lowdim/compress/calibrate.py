@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowdim.compress.timing import Batch, feed
 from lowdim.errors import DataError, LowdimWarning
 
-__all__ = ["Moments", "execution_groups", "run", "second_moments"]
+__all__ = ["Moments", "evaluation_mode", "execution_groups", "second_moments"]
 
 
 @dataclass(frozen=True)
@@ -99,48 +100,7 @@ class Moments:
         return solved.to(weight.device, weight.dtype)
 
 
-def run(model: nn.Module, batch: Any, *, device: torch.device | None = None) -> Any:
-    """Call a model on one batch: a mapping of keywords, a tuple of arguments, or a single tensor.
-
-    Parameters
-    ----------
-    model : Module
-        Any module.
-    batch : mapping, tuple, list or Tensor
-        One batch of inputs.
-    device : torch.device, optional
-        Where the tensors go; by default to the model's first parameter.
-
-    Returns
-    -------
-    object
-        The model's output.
-
-    Raises
-    ------
-    DataError
-        For another kind of batch.
-
-    Examples
-    --------
-    >>> run(nn.Identity(), torch.ones(1))
-    tensor([1.])
-    """
-    if device is None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if isinstance(batch, Mapping):
-        return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-    if isinstance(batch, (tuple, list)):
-        return model(*(v.to(device) if isinstance(v, Tensor) else v for v in batch))
-    if isinstance(batch, Tensor):
-        return model(batch.to(device))
-    raise DataError(
-        f"calibration batch: got {type(batch).__name__}, expected a tensor, a tuple of tensors or a "
-        "dictionary of keyword tensors."
-    )
-
-
-def execution_groups(model: nn.Module, batch: Any, names: Sequence[str]) -> list[tuple[str, ...]]:
+def execution_groups(model: nn.Module, batch: Batch, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the layers in the order in which they run, those with one common input together.
 
     Parameters
@@ -178,8 +138,8 @@ def execution_groups(model: nn.Module, batch: Any, names: Sequence[str]) -> list
     def record(name: str, x: Tensor) -> None:
         inputs.setdefault(name, []).append(x)
 
-    with torch.no_grad(), _eval(model), _hooks(model, names, record):
-        run(model, batch)
+    with torch.no_grad(), evaluation_mode(model), _hooks(model, names, record):
+        feed(model, batch)
     if silent := [name for name in names if name not in inputs]:
         raise DataError(
             f"calibration: layer {silent[0]!r} does not run on the calibration inputs "
@@ -193,11 +153,10 @@ def execution_groups(model: nn.Module, batch: Any, names: Sequence[str]) -> list
 
 def second_moments(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     names: Sequence[str],
     *,
     original: nn.Module | None = None,
-    device: torch.device | str | None = None,
     max_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Moments:
@@ -218,8 +177,6 @@ def second_moments(
     original : Module, optional
         The model before compression: then the cross moments C = mean of z x^T with its inputs z are
         taken too (sequential calibration, `Moments.target`).
-    device : torch.device or str, optional
-        Where the inputs go; by default to the model's first parameter.
     max_bytes : int, optional
         Memory for the running sums; with more layers than fit, several passes are made.
     progress : callable, optional
@@ -250,13 +207,12 @@ def second_moments(
     batches = batches if isinstance(batches, Sequence) else list(batches)
     if not batches:
         raise DataError("calibration: there is no batch of inputs. Give text or inputs to calibrate with.")
-    target = torch.device(device) if device is not None else None
     groups = execution_groups(model, batches[0], names)
     try:
-        sums = _passes(model, batches, groups, original, target, max_bytes, progress)
+        sums = _passes(model, batches, groups, original, max_bytes, progress)
     except _SharingChangedError:  # layers that shared their input in the first batch do not in a later one
         groups = [(name,) for group in groups for name in group]
-        sums = _passes(model, batches, groups, original, target, max_bytes, progress)
+        sums = _passes(model, batches, groups, original, max_bytes, progress)
     matrices = {name: (total.H / total.count).float() for name, total in sums.items()}
     crosses = {name: (s.C / s.count).float() for name, s in sums.items() if s.C is not None}
     short = [name for name, s in sums.items() if s.count < 2 * len(s.H)]
@@ -298,10 +254,9 @@ class _Sum:
 
 def _passes(
     model: nn.Module,
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     groups: list[tuple[str, ...]],
     original: nn.Module | None,
-    device: torch.device | None,
     max_bytes: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, _Sum]:
@@ -321,7 +276,7 @@ def _passes(
     for number, chunk in enumerate(chunks):
         running = {g[0]: _Sum(torch.zeros(width[g[0]], width[g[0]], dtype=torch.float64)) for g in chunk}
         for done, batch in enumerate(batches, start=1):
-            _add_batch(model, batch, chunk, running, original, device)
+            _add_batch(model, batch, chunk, running, original)
             if progress is not None:
                 progress(number * len(batches) + done, len(chunks) * len(batches))
         sums |= running
@@ -330,11 +285,10 @@ def _passes(
 
 def _add_batch(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     groups: list[tuple[str, ...]],
     sums: dict[str, _Sum],
     original: nn.Module | None,
-    device: torch.device | None,
 ) -> None:
     """Run one batch and add its inputs; verify that the layers of a group still share theirs."""
     leader = {name: group[0] for group in groups for name in group}
@@ -359,10 +313,10 @@ def _add_batch(
 
     with torch.no_grad():
         if original is not None:
-            with _eval(original), _hooks(original, list(references), keep):
-                run(original, batch, device=device)
-        with _eval(model), _hooks(model, list(leader), add):
-            run(model, batch, device=device)
+            with evaluation_mode(original), _hooks(original, list(references), keep):
+                feed(original, batch)
+        with evaluation_mode(model), _hooks(model, list(leader), add):
+            feed(model, batch)
     for name, first in leader.items():
         if [id(x) for x in seen[name]] != [id(x) for x in seen[first]]:
             raise _SharingChangedError(name)
@@ -377,7 +331,7 @@ def _width(module: nn.Module) -> int:
     return int(weight.shape[0] if type(module).__name__ == "Conv1D" else weight.shape[-1])
 
 
-def _masks(batch: Any) -> list[Tensor]:
+def _masks(batch: Batch) -> list[Tensor]:
     """Token masks (batch, seq) of a batch, the encoder's first."""
     if not isinstance(batch, Mapping):
         return []
@@ -418,7 +372,7 @@ def _hooks(model: nn.Module, names: Sequence[str], note: Callable[[str, Tensor],
 
 
 @contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode, and back to every module's own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
