@@ -313,7 +313,33 @@ class Run:
         Run
         """
         path = Path(directory)
-        return cls(path, read_json(path / "manifest.json"))
+        manifest = read_json(path / "manifest.json")
+        return cls(path, manifest, manifest["status"] == "finished")
+
+    def pin(self, name: str, value: str) -> None:
+        """Record the digest of an input that is known only after the start, or compare it when resuming.
+
+        Parameters
+        ----------
+        name : str
+            What it is.
+        value : str
+            Its SHA-256.
+
+        Raises
+        ------
+        RunError
+            If the run was begun with another one.
+        """
+        known = self.manifest.setdefault("pinned", {})
+        if known.get(name, value) != value:
+            raise RunError(
+                f"{self.path} was begun with another {name} (its contents have changed since). Add --restart "
+                "to begin anew, or choose another folder with -o."
+            )
+        if name not in known:
+            known[name] = value
+            atomic_json(self.path / "manifest.json", self.manifest)
 
     @classmethod
     @contextlib.contextmanager
@@ -388,7 +414,11 @@ class Run:
             try:
                 yield run
             except BaseException as error:
-                run._end(_status(error), error=f"{type(error).__name__}: {error}", strict=False)
+                if run._nothing_done():
+                    run._clear()
+                    (path / "manifest.json").unlink(missing_ok=True)
+                else:
+                    run._end(_status(error), error=f"{type(error).__name__}: {error}", strict=False)
                 raise
             run._end("finished")
             run._clear()
@@ -450,8 +480,15 @@ class Run:
             for part in folder.glob(f".*{_PART}"):
                 part.unlink(missing_ok=True)
         start = self.manifest.get("start") or _now()
-        self.manifest = {**wanted, "versions": versions(), "start": start, "end": None, "status": "running"}
+        pinned = self.manifest.get("pinned", {})
+        self.manifest = {**wanted, "pinned": pinned, "versions": versions(), "start": start}
+        self.manifest |= {"end": None, "status": "running"}
         atomic_json(self.path / "manifest.json", self.manifest)
+
+    def _nothing_done(self) -> bool:
+        """Whether the run has left no file: then a wrong option costs no --restart."""
+        others = {p.name for p in self.path.iterdir()} - {".lock", ".work", "manifest.json"}
+        return not others and not any(p.is_file() for p in self.work.rglob("*"))
 
     def _end(self, status: str, *, error: str | None = None, strict: bool = True) -> None:
         self.manifest |= {"end": _now(), "status": status}
@@ -473,26 +510,35 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, or refuse by naming who holds it."""
     import fcntl
 
+    lock = path / ".lock"
     try:
-        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror}. Choose another folder with -o."
         ) from error
+    held = False
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            held = os.path.samestat(os.fstat(descriptor), os.stat(lock))
+        except OSError:
+            held = False
+        if not held:
             holder = os.pread(descriptor, 64, 0).decode(errors="replace").strip() or "unknown"
             raise RunError(
                 f"{path} is in use by another lowdim process (process id {holder}). Wait until it has "
                 "finished, or choose another folder with -o."
-            ) from error
+            )
         with contextlib.suppress(OSError):  # the process id is only for the message above
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if held and os.listdir(path) == [lock.name]:  # nothing came of the run
+                lock.unlink()
+                path.rmdir()
         os.close(descriptor)
 
 

@@ -1,0 +1,237 @@
+"""Inputs to calibrate with, to evaluate on and to time: from text, or as the caller gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lowdim.compress.loading import Source
+from lowdim.compress.text import Text, batches, builtin_text, read_text
+from lowdim.errors import DataError
+from lowdim.runs import digest, file_digest
+
+__all__ = ["Inputs", "prepare", "source_digest"]
+
+MAX_LENGTH = 128
+"""Longest calibration text, in tokens."""
+
+HELDOUT_LENGTH = 64
+"""Longest held-out text of an embedding model; language models get `MAX_LENGTH`."""
+
+TIMED_LENGTH = 32
+"""Tokens per text in the measurement of speed."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is fed to the models.
+
+    Parameters
+    ----------
+    calibration : list
+        Batches; empty if there are none (weight-only methods).
+    evaluation : list
+        Held-out batches.
+    timed : object
+        One batch for the measurement of speed, or None.
+    about : dict
+        "calibration" of report.json.
+    evaluated_on : str
+        A sentence for the report.
+    notes : list of str
+        For the report.
+    """
+
+    calibration: list[Any]
+    evaluation: list[Any]
+    timed: Any
+    about: dict[str, Any]
+    evaluated_on: str
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    source: Source,
+    task: str,
+    *,
+    calibration: Any,
+    calibration_tokens: int,
+    evaluation: Any,
+    needed: bool,
+    seed: int,
+) -> Inputs:
+    """Turn the arguments of `compress` into batches.
+
+    Parameters
+    ----------
+    source : Source
+        Model and tokenizer.
+    task : str
+        From `task_of`.
+    calibration, evaluation : None, path, text, list of str, or iterable of batches
+        None means the built-in text.
+    calibration_tokens : int
+        How many tokens to take.
+    evaluation : as `calibration`
+        Held-out inputs.
+    needed : bool
+        Whether the method cannot do without calibration.
+    seed : int
+        Which texts are taken.
+
+    Returns
+    -------
+    Inputs
+
+    Raises
+    ------
+    DataError
+        If there is no way to make inputs for this model.
+    """
+    if calibration_tokens < 1:
+        raise DataError(f"compress: calibration_tokens={calibration_tokens} must be a positive number.")
+    wants_text = _is_text(calibration) and _is_text(evaluation)
+    if wants_text and source.tokenizer is None:
+        return _without_text(source, calibration, evaluation, needed)
+    longest = _longest(source)
+    notes: list[str] = []
+    if _is_text(calibration):
+        text = _read(calibration, "calibration")
+        rows = batches(
+            text,
+            _tokenizer(source),
+            tokens=calibration_tokens,
+            max_length=min(MAX_LENGTH, longest),
+            seed=seed,
+        )
+        about = {
+            "text": text.note,
+            "tokens": _count(rows),
+            "paragraphs": sum(len(row["input_ids"]) for row in rows),
+            "max_length": min(MAX_LENGTH, longest),
+        }
+    else:
+        rows = _batches(calibration, "calibration")
+        about = {"text": f"{len(rows)} batches given in Python", "batches": len(rows)}
+    if evaluation is None and not _is_text(calibration):
+        notes.append(
+            "The quality was measured on the calibration inputs, for no others were given: evaluation=..."
+        )
+        return Inputs(rows, rows, rows[0], about, "the calibration inputs", notes)
+    if not _is_text(evaluation):
+        heldout = _batches(evaluation, "evaluation")
+        return Inputs(rows, heldout, heldout[0], about, f"{len(heldout)} batches given in Python", notes)
+    text = _read(evaluation, "heldout")
+    length = min(HELDOUT_LENGTH if task == "embedding" else MAX_LENGTH, longest)
+    tokenizer = _tokenizer(source)
+    heldout = batches(text, tokenizer, tokens=None, max_length=length, seed=seed)
+    timed = batches(text, tokenizer, tokens=None, max_length=min(TIMED_LENGTH, longest), seed=seed)[-1]
+    return Inputs(rows, heldout, timed, about, text.note, notes)
+
+
+def source_digest(given: Any) -> str | None:
+    """Return the SHA-256 of a calibration or evaluation argument; None for the built-in text.
+
+    Parameters
+    ----------
+    given : None, path, text, list of str or list of batches
+
+    Returns
+    -------
+    str or None
+    """
+    if given is None:
+        return None
+    if isinstance(given, (str, Path)):
+        path = Path(given)
+        if not path.is_file():
+            path = Path(str(given).rpartition(":")[0] or str(given))
+        return file_digest(path) if path.is_file() else digest(str(given))
+    if isinstance(given, Text):
+        return digest(given.paragraphs)
+    if _is_text(given):
+        return digest(list(given))
+    return digest(*[part for batch in given for part in _parts(batch)])
+
+
+def _parts(batch: Any) -> Iterable[Any]:
+    if isinstance(batch, Mapping):
+        for key in sorted(batch):
+            yield key
+            yield from _parts(batch[key])
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from _parts(value)
+    elif isinstance(batch, Tensor) or batch is None or isinstance(batch, str | int | float | bool):
+        yield batch
+    else:
+        yield repr(batch)
+
+
+def _is_text(given: Any) -> bool:
+    if given is None or isinstance(given, (str, Path, Text)):
+        return True
+    return isinstance(given, Sequence) and bool(given) and all(isinstance(item, str) for item in given)
+
+
+def _read(given: Any, builtin: str) -> Text:
+    if isinstance(given, Text):
+        return given
+    if given is None and builtin == "heldout":
+        paragraphs = builtin_text("heldout")
+        note = f"built-in English text: {len(paragraphs)} other paragraphs of the Python documentation"
+        return Text(paragraphs, "built-in", note)
+    return read_text(given)
+
+
+def _without_text(source: Source, calibration: Any, evaluation: Any, needed: bool) -> Inputs:
+    kind = type(source.model).__name__
+    if needed or calibration is not None or evaluation is not None:
+        raise DataError(
+            f"compress: {kind} has no tokenizer, so it cannot be calibrated with text. Give inputs from "
+            "Python: compress(model, calibration=[{'pixel_values': ...}, ...]) (a list of tensors, tuples or "
+            "dictionaries), or pass a tokenizer, or use the weight-only method 'svd'."
+        )
+    note = f"{kind} has no tokenizer: nothing was calibrated or evaluated. Give calibration=... from Python."
+    return Inputs([], [], None, {"text": "none", "tokens": 0}, "nothing", [note])
+
+
+def _tokenizer(source: Source) -> Any:
+    if source.tokenizer is None:
+        raise DataError(
+            f"compress: {type(source.model).__name__} has no tokenizer, so text cannot be fed to it. Pass "
+            "tokenizer=... or give batches of inputs."
+        )
+    return source.tokenizer
+
+
+def _longest(source: Source) -> int:
+    """Return how many tokens the model can take."""
+    limits = [getattr(getattr(source.model, "config", None), "max_position_embeddings", None)]
+    limits.append(getattr(source.tokenizer, "model_max_length", None))
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
+    # RoBERTa numbers its positions from 2 on, so the table is two longer than the longest text.
+    return max(min(known) - 2, 1) if known else MAX_LENGTH
+
+
+def _batches(given: Any, name: str) -> list[Any]:
+    if isinstance(given, (Tensor, Mapping)) or not isinstance(given, Iterable):
+        raise DataError(
+            f"compress: {name} is {type(given).__name__}; expected a list of batches (tensors, tuples or "
+            "dictionaries of keyword tensors), a text file or a list of texts. Put a single batch in a list."
+        )
+    rows = list(given)
+    if not rows:
+        raise DataError(f"compress: {name} is empty. Give at least one batch of inputs.")
+    return rows
+
+
+def _count(rows: Sequence[Mapping[str, Tensor]]) -> int:
+    return sum(
+        int(row["attention_mask"].sum()) if "attention_mask" in row else row["input_ids"].numel()
+        for row in rows
+    )

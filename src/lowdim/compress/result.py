@@ -1,0 +1,219 @@
+"""What `compress` returns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lowdim.algebra import History
+from lowdim.compress.plan import LayerPlan, LeftAlone, Plan
+from lowdim.errors import RunError
+from lowdim.runs import read_json
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["CompressResult"]
+
+FIGURES = {
+    "cosine": "cosine to the original embedding",
+    "cosine_q05": "its 5 % quantile",
+    "top1": "same nearest neighbor",
+    "top10": "shared ten nearest neighbors",
+    "perplexity_before": "perplexity of the original",
+    "perplexity_after": "perplexity",
+    "kl": "Kullback-Leibler divergence (nats)",
+    "agreement": "agreement with the original class",
+    "relative_error": "relative output error",
+}
+"""The figures of `evaluate` in words."""
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """A compressed model and everything that was measured about it.
+
+    Parameters
+    ----------
+    model : Module
+        With `StructuredLinear` layers, in evaluation mode.
+    plan : Plan
+        Layers, ranks, and what was left alone.
+    report : dict
+        The contents of report.json.
+    history : History or None
+        Of the recovery, if there was one.
+    tokenizer : object
+        Saved beside the model; None if there is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lowdim.compress import compress
+    >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    >>> result = compress(net, keep=0.5, method="lowrank", calibration=[torch.randn(256, 64)])
+    >>> result.report["parameters"]["compressible_before"]
+    8192
+    >>> list(result.layers["rank"])
+    [16, 16]
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: dict[str, Any]
+    history: History | None = None
+    tokenizer: Any = None
+
+    @property
+    def layers(self) -> pandas.DataFrame:
+        """One row per compressed layer: shape, structure, rank, fraction kept, errors, time."""
+        import pandas
+
+        hidden = ("residual", "reason", "notes")
+        rows = self.report["layers"]
+        return pandas.DataFrame([{k: v for k, v in row.items() if k not in hidden} for row in rows])
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write model, configuration, tokenizer, report.json and model card as one folder.
+
+        Parameters
+        ----------
+        directory : path
+            Created if missing. Read it back with `load`, or with ``AutoModel.from_pretrained`` after
+            ``import lowdim``.
+
+        Raises
+        ------
+        RunError
+            If the disk is full; nothing half-written stays.
+        """
+        from lowdim.compress.write import write_checkpoint
+
+        folder = getattr(getattr(self.model, "config", None), "_name_or_path", None)
+        source = folder if folder and Path(folder).is_dir() else None
+        write_checkpoint(self.model, directory, tokenizer=self.tokenizer, report=self.report, source=source)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str], *, model: nn.Module | None = None) -> CompressResult:
+        """Read a folder that `save` or ``lowdim compress`` has written.
+
+        Parameters
+        ----------
+        directory : path
+            The folder.
+        model : Module, optional
+            For a model that is no transformers model: a fresh one of the original architecture, which is
+            turned into the compressed one in place.
+
+        Returns
+        -------
+        CompressResult
+
+        Raises
+        ------
+        RunError
+            If a file is missing or damaged, or the model is needed and not given.
+        """
+        from lowdim.compress.loading import load
+        from lowdim.compress.write import load_weights
+
+        path = Path(directory)
+        report = read_json(path / "report.json")
+        tokenizer = None
+        if (path / "config.json").is_file():
+            source = load(path, device="cpu")
+            compressed, tokenizer = source.model, source.processor
+        elif model is None:
+            raise RunError(
+                f"{path} holds the weights of a {report.get('architecture', 'module')} that is no "
+                "transformers model. Pass a fresh one: CompressResult.load(directory, model=...)."
+            )
+        else:
+            compressed = load_weights(model, path).eval()
+        return cls(compressed, _plan(report), report, _history(report), tokenizer)
+
+    def summary(self) -> str:
+        """Return size, quality and speed in a few lines of text.
+
+        Returns
+        -------
+        str
+        """
+        return "\n".join(f"{name}: {before} -> {after}" for name, before, after in summary_rows(self.report))
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return rows (what, before, after) of a report, formatted.
+
+    Parameters
+    ----------
+    report : mapping
+        The contents of report.json.
+
+    Returns
+    -------
+    list of tuple of str
+    """
+    p, b = report["parameters"], report["bytes"]
+    rows = [
+        ("parameters", f"{p['before']:,}", f"{p['after']:,} ({p['after'] / p['before']:.0%})"),
+        (
+            "  of the compressed layers",
+            f"{p['compressible_before']:,}",
+            f"{p['compressible_after']:,} ({p['compressible_after'] / p['compressible_before']:.0%})",
+        ),
+        ("weights on disk", f"{b['before'] / 1e6:.1f} MB", f"{b['after'] / 1e6:.1f} MB"),
+    ]
+    quality = report["quality"]
+    earlier = quality.get("before_recovery") or {}
+    for key, label in FIGURES.items():
+        if (value := quality.get(key)) is not None:
+            was = f" ({earlier[key]:.4g} before recovery)" if earlier.get(key) is not None else ""
+            rows.append((label, "", f"{value:.4g}{'' if key == 'perplexity_before' else was}"))
+    for size, timing in report["speed"].items():
+        ratio = f" ({timing['ratio']:.2f} times as fast)"
+        rows.append(
+            (
+                f"forward pass, batch {size}",
+                f"{timing['before_ms']:.1f} ms",
+                f"{timing['after_ms']:.1f} ms{ratio}",
+            )
+        )
+    return rows
+
+
+def _plan(report: Mapping[str, Any]) -> Plan:
+    layers = tuple(
+        LayerPlan(
+            name=row["name"],
+            places=tuple(row.get("places", [row["name"]])),
+            shape=(row["shape"][0], row["shape"][1]),
+            structure=row["structure"],
+            rank=row["rank"],
+            blocks=None if row["blocks"] is None else (row["blocks"][0], row["blocks"][1]),
+            parameters=row["parameters_after"],
+        )
+        for row in report["layers"]
+    )
+    left = tuple(
+        LeftAlone(row["name"], tuple(row["shape"]), row["parameters"], row["reason"])
+        for row in report["left_alone"]
+    )
+    return Plan(layers, left, report["method"], report["keep"], report["parameters"]["before"])
+
+
+def _history(report: Mapping[str, Any]) -> History | None:
+    row = report.get("recovery")
+    if row is None:
+        return None
+    return History(
+        objective=tuple(row["objective"]),
+        residual=tuple(row["residual"]),
+        seconds=row["seconds"],
+        reason=row["reason"],
+    )
