@@ -21,7 +21,8 @@ __all__ = ["alternating_least_squares", "balance", "start_factors"]
 
 # A component whose scale is below this share of the largest one carries nothing.
 _DEAD = 1e-7
-_LARGEST_MOMENTUM = 0.97
+_LARGEST_MOMENTUM = 0.93
+_SMALLEST_MOMENTUM = 0.7
 _WINDOW = 5
 
 
@@ -170,7 +171,7 @@ def alternating_least_squares(
     """Minimize over U, V and S in turn.
 
     Every sweep starts from an extrapolation of V and S along their last change
-    (Nesterov's weights k / (k + 3)); when the objective grew, the sweep is
+    (Nesterov's weights k / (k + 3), kept within 0.7 and 0.93); when the objective grew, the sweep is
     discarded, and the next one starts from the best factors without momentum,
     which cannot grow. So the objective never does.
 
@@ -208,21 +209,23 @@ def alternating_least_squares(
     reason: Reason = "steps"
     for step in range(1, sweeps + 1):
         found, value = sweep(at)
-        if not math.isfinite(value):
+        if at is not best and not value <= objective[-1]:
+            at, age = best, 0  # the extrapolation went too far
+        elif not math.isfinite(value):
             raise Diverged(
                 f"factorize: sweep {step} of alternating least squares left the finite numbers (last "
-                f"relative error {objective[-1] ** 0.5:.4g}). Use float64, or check the matrix for huge entries.",
+                f"relative error {objective[-1] ** 0.5:.4g}). Use float64, or look for huge entries.",
                 step=step,
                 last=objective[-1],
             )
-        if value > objective[-1] and at is not best:
-            at, age = best, 0
         else:
             found = balance(found)
             found, revived = _revive(problem, found, value**0.5)
             if revived:
                 problem.notes.append(f"sweep {step}: {revived} dead components re-seeded from the residual")
-            weight = min(age / (age + 3), _LARGEST_MOMENTUM) if momentum and not revived else 0.0
+            weight = 0.0
+            if momentum and age > 0 and not revived:
+                weight = min(max(_SMALLEST_MOMENTUM, age / (age + 3)), _LARGEST_MOMENTUM)
             previous, best, age = best, found, age + 1
             at = best
             if weight > 0:

@@ -16,7 +16,7 @@ from lowdim.algebra.lowrank import check_rank
 from lowdim.algebra.precgd import fit as descend
 from lowdim.algebra.problem import Problem, register
 from lowdim.algebra.seeds import Seed
-from lowdim.algebra.sweeps import Factors
+from lowdim.algebra.sweeps import Factors, product
 from lowdim.errors import DataError
 
 __all__ = ["fit_blast"]
@@ -73,7 +73,15 @@ def fit_blast(
     if method == "als":
         if options:
             raise DataError(f"factorize: unknown options for 'als': {', '.join(sorted(options))}.")
-        factors = start_factors(problem, r, (b1, b2), start=start or "svd", noise=noise, seed=seed)
+        # One block is the low-rank matrix, which the SVD solves.
+        closed = (b1, b2) == (1, 1) and start is None and r <= min(m, n)
+        factors = start_factors(
+            problem, r, (b1, b2), start=start or "svd", noise=0.0 if closed else noise, seed=seed
+        )
+        if closed:
+            error = problem.error(product(factors))
+            history = History((error**2,), (error,), 0.0, "direct", tuple(problem.notes))
+            return Blast.from_factors(*factors, in_features=n, out_features=m), history
         factors, history = alternating_least_squares(
             problem, factors, sweeps=sweeps or 20, tol=tol, momentum=momentum, callback=callback
         )

@@ -39,7 +39,7 @@ def proximal_solve(gram: Tensor, right: Tensor, previous: Tensor | None = None) 
     Tensor of shape (..., r, k)
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    ridge = ridge_for(gram.dtype) * diagonal.mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
+    ridge = (ridge_for(gram.dtype) * diagonal.mean(-1)).clamp_min(torch.finfo(gram.dtype).tiny)
     if previous is not None:
         right = right + ridge[..., None, None] * previous
     diagonal.add_(ridge[..., None])

@@ -223,7 +223,7 @@ def fit(
             f"factorize: method={method!r} minimizes the weight error and cannot use second_moment. "
             "Use method='als', or leave second_moment out."
         )
-    if problem.energy == 0:
+    if not bool(problem.matrix.any()):
         raise DataError(f"factorize: the matrix is zero, so method={method!r} has nothing to descend.")
     scale = 1.0
     if method == "precgd" and preset == "official":

@@ -49,8 +49,8 @@ class Problem:
 
     @cached_property
     def energy(self) -> float:
-        """The squared norm of A in the problem's metric."""
-        return float((self.matrix.double() * self.weighted.double()).sum())
+        """The squared norm of A in the problem's metric; 1 for a zero matrix, so that it can divide."""
+        return float((self.matrix.double() * self.weighted.double()).sum()) or 1.0
 
     @cached_property
     def root(self) -> Tensor | None:
@@ -62,7 +62,7 @@ class Problem:
         difference = self.matrix - approximation
         other = difference if self.second_moment is None else difference @ self.second_moment
         squared = float((difference * other).sum(dtype=torch.float64))
-        return max(squared, 0.0) ** 0.5 / self.energy**0.5 if self.energy > 0 else 0.0
+        return (max(squared, 0.0) / self.energy) ** 0.5
 
 
 def damp(second_moment: Tensor, *, size: int, dtype: torch.dtype, notes: list[str]) -> Tensor:

@@ -52,7 +52,6 @@ def low_rank_factors(problem: Problem, rank: int, *, method: str = "svd") -> tup
 
 
 def _truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    # The driver gesvd on a GPU is exact where the default may lose small components.
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return left[:, :rank], values[:rank], right[:rank]
 
@@ -64,15 +63,22 @@ def fit_low_rank(
     keep: float | None,
     rank: int | None,
     method: str | None,
+    blocks: Any = None,
+    sweeps: Any = None,
+    tol: Any = None,
+    seed: Any = None,
+    callback: Any = None,
     **options: Any,
 ) -> tuple[LowRank, History]:
-    """Factorize into :class:`LowRank` (methods "svd" and "asvd")."""
+    """Factorize into :class:`LowRank` (methods "svd" and "asvd"); what only iterations need is ignored."""
     m, n = problem.matrix.shape
     method = method or "svd"
     if method not in ("svd", "asvd"):
         raise DataError(f"factorize: method={method!r} is unknown for LowRank. Use 'svd' or 'asvd'.")
     if method == "asvd" and problem.second_moment is None:
         raise DataError("factorize: method='asvd' scales by the inputs. Give second_moment, or use 'svd'.")
+    if options:
+        raise DataError(f"factorize: unknown options for LowRank: {', '.join(sorted(options))}.")
     r = LowRank.rank_for(keep, m, n, None) if rank is None and keep is not None else rank
     r = check_rank(r, "LowRank")
     if r > min(m, n):
