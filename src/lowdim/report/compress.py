@@ -9,7 +9,7 @@ from lowdim.errors import DataError
 from lowdim.report import compress_figures as figures
 from lowdim.report import compress_words as words
 from lowdim.report.page import Card, Page
-from lowdim.report.wording import bytes_text, duration, millions, percent, signed_percent, times
+from lowdim.report.wording import bytes_text, count, duration, millions, percent, signed_percent
 
 __all__ = ["compress_page"]
 
@@ -96,7 +96,7 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
     for batch, entry in (report.get("speed") or {}).items():
         if entry.get("ratio"):
             ratio, label = entry["ratio"], f"Speed, batch {batch}"
-            note = times(ratio) if ratio < 1.03 else "as fast as the original"
+            note = "the speed of the original, slower" if ratio < 0.97 else "the speed of the original"
             cards.append(Card(label, f"{ratio:.2f}\N{MULTIPLICATION SIGN}", note))
     return cards
 
@@ -115,10 +115,7 @@ def _quality_card(measure: words.Measure, quality: Mapping[str, Any]) -> Card:
 def _gates(page: Page, report: Mapping[str, Any]) -> None:
     gates = [gate for gate in report.get("gates") or [] if gate.get("passed") is not None]
     if gates:
-        page.verdicts(
-            (bool(gate["passed"]), f"{gate['name']} {_plain(gate['threshold'])}: {_plain(gate['value'])}")
-            for gate in gates
-        )
+        page.verdicts((bool(gate["passed"]), words.verdict(gate)) for gate in gates)
 
 
 def _quality(page: Page, report: Mapping[str, Any]) -> None:
@@ -155,7 +152,7 @@ def _speed(page: Page, report: Mapping[str, Any]) -> None:
     figure, height = drawn
     machine = report.get("machine") or {}
     where = f" on {machine['cpu']}" if machine.get("cpu") else ""
-    threads = f" with {report['threads']} threads" if report.get("threads") else ""
+    threads = f" with {count(report['threads'], 'thread')}" if report.get("threads") else ""
     page.section("Speed", intro=f"Measured turn by turn{where}{threads}.")
     page.figure(figure, caption="Time of one forward pass", height=height)
     rows = []

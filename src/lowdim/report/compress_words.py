@@ -22,6 +22,7 @@ __all__ = [
     "model_name",
     "span",
     "variants",
+    "verdict",
 ]
 
 METHODS = {
@@ -129,7 +130,7 @@ def headline(report: Mapping[str, Any]) -> str:
             f"the weight file went from {bytes_text(size['before'])} to {bytes_text(size['after'])}"
         )
     for batch, entry in _speeds(report)[:1]:
-        changes.append(f"at batch size {batch} it is {times(entry['ratio'])}")
+        changes.append(f"at batch size {batch} it {times(entry['ratio'])}")
     measure = main_measure(report)
     if measure is not None:
         changes.append(_quality_clause(measure, report["quality"]))
@@ -151,19 +152,30 @@ def losses(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [(topic, sentences) for topic, sentences in found if sentences]
 
 
+def verdict(gate: Mapping[str, Any]) -> str:
+    """Return a quality gate as a sentence: what was wanted and what was measured."""
+    value, threshold = gate.get("value"), gate["threshold"]
+    if gate["name"] == "min-cosine":
+        return f"cosine at least {threshold:g}: {'no figure' if value is None else f'{value:.4f}'}"
+    if gate["name"] == "max-perplexity-increase":
+        shown = "without bound" if value is None else signed_percent(value)
+        return f"perplexity at most {signed_percent(threshold)}: {shown}"
+    return f"{gate['name']} {threshold:g}: {value}"
+
+
 def loading(report: Mapping[str, Any]) -> str:
     """Return the Python code that loads the result."""
     if report.get("loading"):
         return str(report["loading"])
+    architecture = report.get("architecture")
     folder = str(report.get("output") or "OUT")
     automatic = {
         "embedding": "AutoModel",
         "causal": "AutoModelForCausalLM",
         "masked": "AutoModelForMaskedLM",
     }
-    architecture = report.get("architecture")
     name = automatic.get(str(_task(report))) or architecture
-    if not name or not architecture:
+    if not name or not architecture or report.get("library") == "pytorch":
         return (
             "from lowdim.compress import load_weights\n\n"
             "model = ...  # built as before compression\n"
@@ -248,8 +260,8 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
     found = []
     for batch, entry in _speeds(report):
         text = (
-            f"At batch size {batch} a forward pass takes {ms(entry['after_ms'])} in place of "
-            f"{ms(entry['before_ms'])}: {times(entry['ratio'])}"
+            f"With {ms(entry['after_ms'])} in place of {ms(entry['before_ms'])} per forward pass at batch "
+            f"size {batch} it {times(entry['ratio'])}"
         )
         if _number(entry.get("ratio_low")) and _number(entry.get("ratio_high")):
             text += f" (middle half of the pairs: {entry['ratio_low']:.2f} to {entry['ratio_high']:.2f})"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 __all__ = [
+    "by",
     "bytes_text",
     "count",
     "duration",
-    "listed",
     "millions",
     "ms",
     "percent",
@@ -129,29 +129,18 @@ def signed_percent(fraction: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """Return what a speed ratio (time before / time after) means, in words.
+    """Return what a speed ratio (time before / time after) means, as the end of a sentence on the model.
 
     Examples
     --------
     >>> times(1.41), times(0.8), times(1.01)
-    ('1.41 times as fast', 'slower: it takes 1.25 times as long', 'about as fast')
+    ('is 1.41 times as fast', 'is slower: it takes 1.25 times as long', 'is about as fast')
     """
     if 0.97 < ratio < 1.03:
-        return "about as fast"
-    if ratio > 1:
-        return f"{ratio:.2f} times as fast"
-    return f"slower: it takes {1 / ratio:.2f} times as long" if ratio > 0 else "slower"
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence.
-
-    Examples
-    --------
-    >>> listed(["a"]), listed(["a", "b", "c"])
-    ('a', 'a, b and c')
-    """
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+        return "is about as fast"
+    return (
+        f"is {ratio:.2f} times as fast" if ratio > 1 else f"is slower: it takes {1 / ratio:.2f} times as long"
+    )
 
 
 def _three(number: float) -> str:
