@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowdim.compress.timing import Batch, feed, file_bytes, parameter_bytes, peak_activation_bytes, speed
-from lowdim.errors import DataError
+from lowdim.errors import DataError, Diverged
 
 __all__ = [
     "Batch",
@@ -260,8 +260,8 @@ def _language(
         tokens += len(target)
     if tokens == 0:
         raise DataError("evaluate: the batches hold no token to predict. Pass longer texts.")
-    # exp overflows beyond 709; such a model is broken anyway, and infinity says so.
-    perplexity = [math.exp(loss / tokens) if loss / tokens < 700 else math.inf for loss in (before, after)]
+    # exp overflows beyond 709; a model that bad is broken anyway, and its figure says so.
+    perplexity = [math.exp(min(loss / tokens, 700.0)) for loss in (before, after)]
     return {
         "perplexity_before": perplexity[0],
         "perplexity_after": perplexity[1],
@@ -345,6 +345,8 @@ def evaluate(
     ------
     DataError
         If there are no batches or they do not fit the task.
+    Diverged
+        If a model's outputs are not finite.
 
     Examples
     --------
@@ -378,4 +380,11 @@ def evaluate(
     finally:
         for model, training in modes:
             model.train(training)
+    broken = [key for key, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]
+    if broken:
+        raise Diverged(
+            f"evaluate: {', '.join(broken)} came out as NaN or infinity: the outputs of "
+            f"{type(compressed).__name__} "
+            "or of its original are not finite. Use float32 or bfloat16 instead of float16, or a larger keep."
+        )
     return {"task": chosen, **figures}

@@ -103,16 +103,17 @@ def write_checkpoint(
             )
         _write_text(staging / "README.md", model_card(model, report or {}, dense=dense))
         return _move_in(staging, target)
-    except (OSError, RuntimeError) as error:
-        # safetensors and tokenizers report a full disk as their own errors, which derive from neither;
-        # torch's and Python's are these two.
-        raise _write_error(target, error) from error
     except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise _write_error(target, error) from error
-        raise
+        if not _is_disk_error(error):
+            raise
+        raise _write_error(target, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_disk_error(error: Exception) -> bool:
+    # safetensors and tokenizers, written in Rust, tell of a full disk in exceptions of their own.
+    return isinstance(error, OSError) or any(word in str(error) for word in ("os error", "I/O error"))
 
 
 def _write_error(target: Path, error: Exception) -> RunError:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from lowdim.algebra import Blast, BlockDiagonal, LowRank, Monarch, StructuredLinear, is_linear
 from lowdim.compress.modules import replace_module
 
-LEFT_ALONE = ("lm_head", "pooler", "classifier", "decoder", "head")
+LEFT_ALONE = ("lm_head", "pooler", "classifier", "decoder", "head", "qa_outputs")
 
 
 class DiTBlock(nn.Module):
