@@ -265,10 +265,10 @@ def _resume_hint() -> str:
     """Return what to type to go on, for the commands that can."""
     words = [word for word in _current.get().words if word not in ("--resume", "--restart")]
     context = click.get_current_context(silent=True)
-    command: click.Command | None = None
-    if isinstance(context, click.Context) and isinstance(context.command, click.Group):
-        name = next((word for word in words if word in context.command.commands), None)
-        command = context.command.commands[name] if name else None
+    command = context.command if context is not None else None
+    for word in words:  # down to the leaf: `claims run` is a command within a command
+        if isinstance(command, click.Group) and word in command.commands:
+            command = command.commands[word]
     if command is None or not any("--resume" in parameter.opts for parameter in command.params):
         return "Nothing was left half written."
     return (

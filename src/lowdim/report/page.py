@@ -49,6 +49,11 @@ class Card:
         What it is to be compared with ("was 90.9 MB").
     share : float, optional
         A fraction in [0, 1] drawn as a small bar under the value.
+
+    Examples
+    --------
+    >>> Card("File size", "43.2 MB", "was 90.9 MB", share=0.475).value
+    '43.2 MB'
     """
 
     label: str

@@ -1,9 +1,9 @@
 """Manners of every command: exit codes, panels, JSON, interruption, speed of --help."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -29,7 +29,11 @@ def run(monkeypatch, capfd):
             if action is None:
                 return app
             if resumable:
+                group = typer.Typer()
+                group.callback()(lambda: None)
+                app.add_typer(group, name="jobs")
 
+                @group.command("work")
                 @app.command("work")
                 def work(
                     model: str = "", resume: bool = False, restart: bool = False, json: bool = False
@@ -136,6 +140,12 @@ def test_an_interruption_says_how_to_go_on(run):
     assert "--restart" not in err
 
 
+def test_an_interruption_inside_a_group_says_how_to_go_on(run):
+    code, _, err = run("jobs", "work", "--model", "x", action=raiser(KeyboardInterrupt()), resumable=True)
+    assert code == 130
+    assert "lowdim jobs work --model x --resume" in err
+
+
 def test_an_interruption_of_a_command_that_cannot_resume(run):
     code, _, err = run("work", action=raiser(KeyboardInterrupt()))
     assert code == 130
@@ -197,11 +207,8 @@ def test_help_is_fast_and_loads_nothing_heavy():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout == "[]\n"
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "lowdim", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-        if times[-1] < 0.7:
-            return
-    pytest.fail(f"lowdim --help took {min(times):.2f} s at best, 0.7 s are allowed")
+    # Processor time, so that a busy machine does not decide.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "lowdim", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.7
