@@ -532,7 +532,7 @@ class Geodesic:
     normal : Tensor, shape (..., n, r)
         Mutually orthogonal directions orthogonal to `start`, of length sin(angles).
     angles : Tensor, shape (..., r)
-        Principal angles that are travelled for t from 0 to 1, in radians.
+        Principal angles that are traveled for t from 0 to 1, in radians.
     frame : Tensor, shape (..., r, r)
         Unitary; turns the principal vectors back into the starting basis.
 

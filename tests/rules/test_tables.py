@@ -1,0 +1,58 @@
+"""Every class and function of a kind stands in the table whose laws its kind must obey."""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from pathlib import Path
+
+import lowdim.algebra
+from lowdim.algebra import Operator, solve
+
+LAWS = Path(__file__).parents[1] / "laws"
+
+
+def table(file, name, monkeypatch):
+    monkeypatch.syspath_prepend(str(LAWS))
+    spec = importlib.util.spec_from_file_location(f"rules_{file}", LAWS / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and type hints of the module look it up there.
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def public_operators():
+    for module in pkgutil.walk_packages(lowdim.algebra.__path__, "lowdim.algebra."):
+        if "triton" not in module.name:
+            importlib.import_module(module.name)
+    found, stack = set(), [Operator]
+    while stack:
+        for subclass in stack.pop().__subclasses__():
+            stack.append(subclass)
+            own = subclass.__module__.startswith("lowdim.algebra") and not subclass.__name__.startswith("_")
+            if own and not inspect.isabstract(subclass):
+                found.add(subclass)
+    return found
+
+
+def test_every_operator_obeys_the_laws(monkeypatch):
+    entries = table("operators_table", "OPERATORS", monkeypatch)
+    covered = {type(build()) for build in entries.values()}
+    operators = public_operators()
+    assert len(operators) >= 5
+    missing = {operator.__name__ for operator in operators - covered}
+    assert not missing, f"not in tests/laws/operators_table.py: {sorted(missing)}"
+
+
+def test_every_operator_is_offered_by_its_room():
+    hidden = {operator.__name__ for operator in public_operators()} - set(lowdim.algebra.__all__)
+    assert not hidden
+
+
+def test_every_solver_obeys_the_laws(monkeypatch):
+    entries = table("test_solvers", "SOLVERS", monkeypatch)
+    solvers = {name for name in solve.__all__ if inspect.isfunction(getattr(solve, name))}
+    assert solvers
+    assert solvers == {solver.__name__ for _, solver in entries.values()}
