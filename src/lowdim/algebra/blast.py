@@ -128,7 +128,7 @@ class Blast(Operator):
         out_features: int | None = None,
         frozen: bool = False,
     ) -> Blast:
-        """Build the operator of copies of given factors.
+        """Return the operator of copies of given factors.
 
         Parameters
         ----------
@@ -168,13 +168,46 @@ class Blast(Operator):
 
     @classmethod
     def parameters_for(cls, rank: int, m: int, n: int, blocks: Any) -> int:
-        """Return the number of parameters ``r (m + n + b1 b2)``, with padded m and n if need be."""
+        """Return the number of parameters ``r (m + n + b1 b2)``, with padded m and n if need be.
+
+        Parameters
+        ----------
+        rank : int
+            Number r of components.
+        m, n : int
+            Rows and columns of the matrix.
+        blocks : int or (int, int)
+            Numbers b1, b2 of block rows and columns.
+
+        Returns
+        -------
+        int
+        """
         b1, b2 = check_blocks(blocks, m, n, "Blast", pad=True)
         return rank * (-(-m // b1) * b1 + -(-n // b2) * b2 + b1 * b2)
 
     @classmethod
     def rank_for(cls, keep: float, m: int, n: int, blocks: Any) -> int:
-        """Return the largest rank within the budget `keep`, rounded down to a multiple of 8 when >= 8."""
+        """Return the largest rank within a budget, rounded down to a multiple of 8 when >= 8.
+
+        Parameters
+        ----------
+        keep : float
+            Fraction of the m n parameters, in (0, 1].
+        m, n : int
+            Rows and columns of the matrix.
+        blocks : int or (int, int)
+            Numbers b1, b2 of block rows and columns.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        BudgetError
+            If the budget does not pay for rank 1.
+        """
         return rank_within(keep, "Blast", m, n, price=cls.parameters_for(1, m, n, blocks))
 
     @classmethod

@@ -118,7 +118,7 @@ class BlockDiagonal(Operator):
 
     @classmethod
     def from_factors(cls, W: Tensor) -> BlockDiagonal:
-        """Build the operator of a copy of the blocks ``(b, p, q)``."""
+        """Return the operator of a copy of the blocks ``(b, p, q)``."""
         if W.ndim != 3:
             raise ShapeError(f"BlockDiagonal: blocks (b, p, q) are expected, got shape {tuple(W.shape)}.")
         b, p, q = W.shape
@@ -128,12 +128,18 @@ class BlockDiagonal(Operator):
 
     @classmethod
     def parameters_for(cls, rank: int | None, m: int, n: int, blocks: Any) -> int:
-        """Return the number of parameters ``m n / b``; `rank` plays no role."""
+        """Return the number of parameters ``m n / b`` for b `blocks`; `rank` plays no role."""
         return m * n // (blocks if isinstance(blocks, int) else blocks[0])
 
     @classmethod
     def rank_for(cls, keep: float, m: int, n: int, blocks: Any) -> int:
-        """Return the rank ``min(p, q)`` of full blocks, after checking that `keep` pays for them."""
+        """Return the rank ``min(p, q)`` of the `blocks` of an m x n matrix, if `keep` pays for them.
+
+        Raises
+        ------
+        BudgetError
+            If it does not.
+        """
         b, _ = check_blocks(blocks, m, n, "BlockDiagonal")
         if not 0 < keep <= 1:
             raise BudgetError(f"BlockDiagonal: keep={keep} must be in (0, 1].")
@@ -145,7 +151,13 @@ class BlockDiagonal(Operator):
 
     @classmethod
     def blocks_for(cls, m: int, n: int, *, keep: float = 0.5) -> tuple[int, int]:
-        """Return the smallest count ``(b, b)`` dividing both sizes with ``1/b <= keep``."""
+        """Return the smallest count ``(b, b)`` dividing both m and n with ``1/b <= keep``.
+
+        Raises
+        ------
+        BudgetError
+            If there is none.
+        """
         for b in divisors(m):
             if n % b == 0 and keep * b >= 1 - 1e-9:
                 return (b, b)
@@ -248,7 +260,13 @@ class Monarch(Operator):
 
     @classmethod
     def from_factors(cls, L: Tensor, R: Tensor) -> Monarch:
-        """Build the operator of copies of ``L (b1, p, b2, t)`` and ``R (b2, b1, t, q)``."""
+        """Return the operator of copies of ``L (b1, p, b2, t)`` and ``R (b2, b1, t, q)``.
+
+        Raises
+        ------
+        ShapeError
+            If these shapes do not fit.
+        """
         fits = (
             L.ndim == 4
             and R.ndim == 4
@@ -272,20 +290,23 @@ class Monarch(Operator):
 
     @classmethod
     def parameters_for(cls, rank: int, m: int, n: int, blocks: Any) -> int:
-        """Return the number of parameters ``t (b2 m + b1 n)``."""
+        """Return the number of parameters ``t (b2 m + b1 n)`` of `rank` t and `blocks` (b1, b2)."""
         b1, b2 = check_blocks(blocks, m, n, "Monarch")
         return rank * (b2 * m + b1 * n)
 
     @classmethod
     def rank_for(cls, keep: float, m: int, n: int, blocks: Any) -> int:
-        """Return the largest block rank t within the budget `keep` (not rounded: b t is what kernels see)."""
+        """Return the largest rank t of m x n `blocks` within the budget `keep`.
+
+        Not rounded to a multiple of 8: the product of t and the number of blocks is what kernels see.
+        """
         b1, b2 = check_blocks(blocks, m, n, "Monarch")
         rank = rank_within(keep, "Monarch", m, n, price=b2 * m + b1 * n, multiple=1)
         return min(rank, m // b1, n // b2)
 
     @classmethod
     def blocks_for(cls, m: int, n: int) -> tuple[int, int]:
-        """Return (4, 4), the small-model setting, or the largest of (3, 3), (2, 2), (1, 1) that divides."""
+        """Return (4, 4), the small-model setting, or the largest of (3, 3), (2, 2), (1, 1) dividing m, n."""
         b = next(b for b in (4, 3, 2, 1) if m % b == 0 and n % b == 0)
         return (b, b)
 

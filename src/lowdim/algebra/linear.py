@@ -19,6 +19,19 @@ def is_linear(module: nn.Module) -> bool:
 
     Subclasses of ``nn.Linear`` (quantized layers, for example) store something
     else than a plain matrix and are refused.
+
+    Parameters
+    ----------
+    module : nn.Module
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> is_linear(nn.Linear(3, 2)), is_linear(nn.LayerNorm(3))
+    (True, False)
     """
     return type(module) is nn.Linear or _is_conv1d(module)
 

@@ -110,7 +110,13 @@ class LowRank(Operator):
 
     @classmethod
     def from_factors(cls, U: Tensor, V: Tensor) -> LowRank:
-        """Build the operator of copies of ``U (m, r)`` and ``V (r, n)``."""
+        """Return the operator of copies of ``U (m, r)`` and ``V (r, n)``.
+
+        Raises
+        ------
+        ShapeError
+            If these shapes do not fit.
+        """
         if U.ndim != 2 or V.ndim != 2 or U.shape[1] != V.shape[0]:
             raise ShapeError(
                 f"LowRank: U (m, r) and V (r, n) must share r, got {tuple(U.shape)} and {tuple(V.shape)}."
@@ -122,17 +128,20 @@ class LowRank(Operator):
 
     @classmethod
     def parameters_for(cls, rank: int, m: int, n: int, blocks: Any = None) -> int:
-        """Return the number of parameters ``r (m + n)``; `blocks` plays no role."""
+        """Return the number of parameters ``r (m + n)`` of `rank` r; `blocks` plays no role."""
         return rank * (m + n)
 
     @classmethod
     def rank_for(cls, keep: float, m: int, n: int, blocks: Any = None) -> int:
-        """Return the largest rank within the budget `keep`, rounded down to a multiple of 8 when >= 8."""
+        """Return the largest rank within the budget `keep` of m n, rounded down to a multiple of 8 when >= 8.
+
+        `blocks` plays no role.
+        """
         return rank_within(keep, "LowRank", m, n, price=m + n)
 
     @classmethod
     def blocks_for(cls, m: int, n: int) -> tuple[int, int]:
-        """Return (1, 1): the matrix is not cut."""
+        """Return (1, 1): an m x n matrix is not cut."""
         return (1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

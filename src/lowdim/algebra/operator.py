@@ -30,6 +30,12 @@ class Cost:
         Floating-point operations per input vector (a multiply-add counts two).
     bytes : int
         Bytes of the stored numbers in their present dtype.
+
+    Examples
+    --------
+    >>> from lowdim.algebra import LowRank
+    >>> LowRank(6, 4, rank=2).cost()
+    Cost(parameters=20, flops=40, bytes=80)
     """
 
     parameters: int
