@@ -20,7 +20,7 @@ from torch import Tensor
 
 __all__ = ["Path", "choose_path", "feature_major", "token_major"]
 
-Path = Literal["feature", "token", "triton"]
+Path = Literal["feature", "token", "triton", "fused"]
 
 # Measured on CPUs (README.md of this folder): below 16 columns the vendor's batched product with
 # tokens in the columns is slow, and below 400 multiplications per item torch does not call it at all.

@@ -1,0 +1,146 @@
+"""The orders of the Blast product: all alike, chosen by token count, and digestible for torch's compilers."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lowdim.algebra import Blast, LowRank, StructuredLinear
+from lowdim.algebra.kernels import blast_product, choose_path, feature_major, token_major
+from lowdim.errors import DataError
+
+SIZES = [(1, 1, 5, 7, 3), (2, 4, 3, 2, 5), (4, 2, 2, 3, 5), (16, 16, 2, 2, 3)]
+
+
+def factors(b1: int, b2: int, p: int, q: int, r: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(b1 + 7 * b2)
+    return tuple(
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((b1, p, r), (r, b1, b2), (b2, r, q))
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("tokens", [0, 1, 2, 9, 70])
+@pytest.mark.parametrize("path", [feature_major, token_major])
+def test_every_order_agrees_with_the_definition(size, tokens, path):
+    U, S, V = factors(*size)
+    x = torch.randn(tokens, V.shape[0] * V.shape[2], dtype=torch.float64)
+    expected = torch.einsum("ipr,rij,jrq,tjq->tip", U, S, V, x.view(tokens, V.shape[0], V.shape[2]))
+    y = path(x, U, S, V)
+    torch.testing.assert_close(y, expected.reshape(tokens, size[0] * size[2]))
+    assert y.is_contiguous()
+
+
+def test_gradients_of_both_orders_agree():
+    U, S, V = (f.requires_grad_() for f in factors(4, 2, 3, 5, 6))
+    x = torch.randn(30, 10, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(30, 12, dtype=torch.float64)
+    both = [
+        torch.autograd.grad((blast_product(x, U, S, V, path=path) * weights).sum(), (x, U, S, V))
+        for path in ("feature", "token")
+    ]
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_order_follows_the_token_count():
+    assert [choose_path(n, 16, 16) for n in (1, 15, 16, 512)] == ["token", "token", "feature", "feature"]
+    assert [choose_path(n, 4, 4) for n in (16, 24, 25, 64)] == ["token", "token", "feature", "feature"]
+
+
+def test_an_unknown_path_is_refused():
+    with pytest.raises(DataError, match=r"'fast' is unknown. Use one of 'feature', 'token'"):
+        blast_product(torch.ones(1, 10), *(f.float() for f in factors(4, 2, 3, 5, 6)), path="fast")
+
+
+def layer(b: int = 4, pad: bool = False) -> StructuredLinear:
+    torch.manual_seed(0)
+    n = 23 if pad else 24
+    return StructuredLinear(Blast(n, 16, rank=6, blocks=b, pad=pad), torch.randn(16)).eval()
+
+
+@pytest.mark.parametrize("b", [2, 4, 8])
+@pytest.mark.parametrize("pad", [False, True])
+def test_export_with_a_dynamic_batch(b, pad):
+    module = layer(b, pad)
+    n = module.in_features
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(module, (torch.randn(3, n),), dynamic_shapes=({0: batch},))
+    for tokens in (1, 2, 15, 16, 99, 700):
+        x = torch.randn(tokens, n)
+        torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_export_with_dynamic_batch_and_length():
+    module = layer()
+    dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    program = torch.export.export(module, (torch.randn(2, 5, 24),), dynamic_shapes=(dims,))
+    for shape in ((1, 1, 24), (3, 40, 24)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), module(x))
+
+
+def test_onnx_gives_the_same_numbers(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    module = nn.Sequential(layer(), nn.ReLU(), StructuredLinear(LowRank(16, 8, rank=2)))
+    path = tmp_path / "layer.onnx"
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, (torch.randn(3, 24),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+        )
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for tokens in (1, 7, 64):
+        x = torch.randn(tokens, 24)
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), module(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_to_one_graph(dynamic):
+    torch.compiler.reset()
+    module = layer()
+    # The eager backend needs no C++ compiler; a graph break would raise.
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for tokens in (1, 3, 40):
+        x = torch.randn(tokens, 24, requires_grad=True)
+        y = compiled(x)
+        torch.testing.assert_close(y, module(x))
+        y.square().sum().backward()
+        expected = torch.autograd.grad(module(x).square().sum(), x)[0]
+        torch.testing.assert_close(x.grad, expected)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+def test_autocast_computes_in_bfloat16(tokens):
+    module = layer()
+    x = torch.randn(tokens, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module.operator(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), module.operator(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("tokens", [2, 30])
+def test_gradcheck_of_the_layer(tokens):
+    module = layer().double()
+    x = torch.randn(tokens, 24, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*module.named_parameters(), strict=True)
+
+    def call(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(call, (x, *values), fast_mode=True)
+
+
+def test_vmap_over_a_stack_of_layers():
+    U, S, V = (torch.stack([f, 2 * f]) for f in factors(4, 2, 3, 5, 6))
+    x = torch.randn(2, 30, 10, dtype=torch.float64)
+    y = torch.vmap(blast_product)(x, U, S, V)
+    for k in range(2):
+        torch.testing.assert_close(y[k], blast_product(x[k], U[k], S[k], V[k]))
