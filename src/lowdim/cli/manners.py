@@ -20,7 +20,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.panel import Panel
@@ -56,6 +55,10 @@ __all__ = [
     "progress",
 ]
 
+# The base of all complaints about the words of a command line, in the click that Typer uses (newer ones carry
+# their own): BadParameter is a UsageError is a ClickException.
+_WrongWords: Any = typer.BadParameter.__mro__[2]
+
 DONE, GATE_FAILED, WRONG_INPUT, OURS, INTERRUPTED = 0, 1, 2, 70, 130
 """Exit codes; 70 (EX_SOFTWARE) is a defect of ours, 130 an interruption from the keyboard."""
 
@@ -83,6 +86,7 @@ class _Line:
 
 
 _NONE = _Line()
+_group: ContextVar[TyperGroup | None] = ContextVar("group", default=None)
 _current: ContextVar[_Line] = ContextVar("line", default=_NONE)
 
 
@@ -135,15 +139,15 @@ def errors() -> Iterator[None]:
     """
     try:
         yield
-    except (click.exceptions.Exit, SystemExit):
+    except (typer.Exit, SystemExit):
         raise
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("Interrupted", _resume_hint(), code=INTERRUPTED, style="yellow")
-    except click.exceptions.NoArgsIsHelpError as error:
-        # `lowdim` without words: Typer has shown the help page, the message is empty or that page.
-        sys.stderr.write(f"{error.format_message()}\n")
-        raise SystemExit(WRONG_INPUT) from None
-    except click.ClickException as error:
+    except _WrongWords as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            # `lowdim` without words: Typer has shown the help page, the message is empty or that page.
+            sys.stderr.write(f"{error.format_message()}\n")
+            raise SystemExit(WRONG_INPUT) from None
         _fail("Wrong input", _usage(error), code=WRONG_INPUT)
     except LowdimError as error:
         _fail(_heading(error), str(error), code=WRONG_INPUT, kind=type(error).__name__)
@@ -214,10 +218,14 @@ def progress(*, transient: bool = False) -> Progress:
 class Frame(TyperGroup):
     """The group of all commands: runs one under `errors`, also inside a test runner."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         """Run the chosen command."""
-        with errors():
-            return super().invoke(ctx)
+        token = _group.set(self)
+        try:
+            with errors():
+                return super().invoke(ctx)
+        finally:
+            _group.reset(token)
 
 
 def _fail(title: str, message: str, *, code: int, style: str = "red", kind: str | None = None) -> None:
@@ -243,12 +251,12 @@ def _heading(error: LowdimError) -> str:
     return headings.get(type(error).__name__, "Error")
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: Any) -> str:
     message = error.format_message()
     context = getattr(error, "ctx", None)
     if context is None:
         return message
-    if isinstance(context.command, click.Group) and message.startswith("No such command"):
+    if isinstance(context.command, TyperGroup) and message.startswith("No such command"):
         names = ", ".join(context.command.list_commands(context))
         # Click and Typer both append a suggestion: say it once.
         message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", message)
@@ -264,10 +272,9 @@ def _os_message(error: OSError) -> str:
 def _resume_hint() -> str:
     """Return what to type to go on, for the commands that can."""
     words = [word for word in _current.get().words if word not in ("--resume", "--restart")]
-    context = click.get_current_context(silent=True)
-    command = context.command if context is not None else None
+    command: Any = _group.get()
     for word in words:  # down to the leaf: `claims run` is a command within a command
-        if isinstance(command, click.Group) and word in command.commands:
+        if isinstance(command, TyperGroup) and word in command.commands:
             command = command.commands[word]
     if command is None or not any("--resume" in parameter.opts for parameter in command.params):
         return "Nothing was left half written."
