@@ -1,8 +1,8 @@
 """Fingerprints of weights: a truncated or altered weight file is refused by name.
 
 The SHA-256 of every tensor's bytes is written into the header of the safetensors files. It travels with the
-file through copies, shards and hubs, and costs about a second per gigabyte to compare. Files written by other
-programs carry no fingerprints; of those only the header and the length are checked.
+file through copies, shards and hubs, and costs one to three seconds per gigabyte to compare. Files written by
+other programs carry no fingerprints; of those only the header and the length are checked.
 """
 
 from __future__ import annotations

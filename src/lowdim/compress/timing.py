@@ -117,10 +117,11 @@ def file_bytes(directory: str | Path) -> int:
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors alive that operations under it have made."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.seen: set[int] = set()
+        # Views of weights and inputs are no new memory.
+        self.seen = {tensor.untyped_storage()._cdata for tensor in given}
 
     def _free(self, key: int, size: int) -> None:
         self.seen.discard(key)
@@ -167,7 +168,10 @@ def peak_activation_bytes(model: nn.Module, batch: Batch) -> int:
         start = torch.cuda.memory_allocated(device)
         feed(model, batch)
         return torch.cuda.max_memory_allocated(device) - start
-    with _LiveBytes() as count:
+    given = [part for tensor in [*model.parameters(), *model.buffers()] for part in _plain(tensor)]
+    values = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
+    given += [value for value in values if isinstance(value, Tensor)]
+    with _LiveBytes(given) as count:
         feed(model, batch)
     return count.peak
 

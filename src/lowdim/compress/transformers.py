@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lowdim import __version__
@@ -27,7 +28,7 @@ from lowdim.compress.modules import (
     install_modules,
     structured_modules,
 )
-from lowdim.errors import DataError, MissingExtra
+from lowdim.errors import DataError, MissingExtra, RunError
 
 try:
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
@@ -43,6 +44,8 @@ __all__ = [
     "attach_config",
     "densify",
     "install_modules",
+    "read_pretrained",
+    "read_processors",
     "register",
     "structured_modules",
 ]
@@ -203,6 +206,85 @@ def attach_config(model: Any, modules: Mapping[str, Mapping[str, Any]] | None = 
     model.hf_quantizer = LowdimQuantizer(config, pre_quantized=True)
     model.quantization_method = "lowdim"
     return model
+
+
+def read_pretrained(source: str, *, dtype: torch.dtype | None = None) -> Any:
+    """Load a model as the class that it was saved from, so that its head is kept.
+
+    Parameters
+    ----------
+    source : str
+        A folder or a Hub id.
+    dtype : torch.dtype, optional
+        By default that of the checkpoint.
+
+    Returns
+    -------
+    PreTrainedModel
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, or is quantized by another method.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(source, error) from error
+    stored = getattr(config, "quantization_config", None)
+    kind = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    kind = getattr(kind, "value", kind)
+    if kind not in (None, "lowdim"):
+        raise DataError(
+            f"The model {source!r} is already quantized ({kind}). Compress the original weights; --quantize "
+            "int8 then quantizes the factors."
+        )
+    names = [name for name in getattr(config, "architectures", None) or [] if hasattr(transformers, name)]
+    model_class = getattr(transformers, names[0]) if names else transformers.AutoModel
+    try:
+        return model_class.from_pretrained(source, dtype=dtype or "auto")
+    except RunError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: str, error: Exception) -> DataError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return DataError(
+        f"The model {source!r} cannot be read: {first} Give a folder with a sound config.json and weights, "
+        "or a Hub id that can be reached (network, spelling)."
+    )
+
+
+def read_processors(source: str) -> tuple[Any, Any]:
+    """Return a model's tokenizer, and what belongs beside its weights: tokenizer or image processor.
+
+    Parameters
+    ----------
+    source : str
+        A folder or a Hub id.
+
+    Returns
+    -------
+    tokenizer, processor
+        None where there is none.
+    """
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    except Exception:  # every kind of model without text raises its own error here
+        tokenizer = None
+    # An empty vocabulary is what AutoTokenizer makes of a folder without tokenizer files.
+    if tokenizer is not None and len(tokenizer) > len(tokenizer.all_special_tokens):
+        return tokenizer, tokenizer
+    try:
+        return None, transformers.AutoImageProcessor.from_pretrained(source)
+    except Exception:  # models without images either
+        return None, None
 
 
 def register() -> None:

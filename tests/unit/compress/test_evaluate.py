@@ -223,6 +223,8 @@ def test_peak_memory_counts_what_lives_at_the_same_time():
             return sum([x + i for i in range(5)])
 
     assert peak_activation_bytes(Freed(), x) == 2 * 4000
+    assert peak_activation_bytes(nn.Linear(1000, 10), x) == 40, "views of weights are no new memory"
+    assert peak_activation_bytes(nn.Flatten(0), x) == 0
     assert peak_activation_bytes(Held(), x) >= 5 * 4000
 
 
