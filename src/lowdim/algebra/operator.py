@@ -149,8 +149,8 @@ class Operator(nn.Module):
         DataError
             If the structure is unknown or an entry is missing.
         """
-        name = config.get("structure")
-        if name not in Operator._structures:
+        name = config.get("structure") if isinstance(config, dict) else None
+        if not isinstance(name, str) or name not in Operator._structures:
             raise DataError(
                 f"Operator.from_config: unknown structure {name!r}. "
                 f"Known are {', '.join(sorted(Operator._structures))}; a newer lowdim may have written this."
