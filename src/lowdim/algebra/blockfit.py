@@ -13,7 +13,7 @@ from torch import Tensor
 from lowdim.algebra.blocks import BlockDiagonal, Monarch, check_blocks
 from lowdim.algebra.history import History, Reason
 from lowdim.algebra.lowrank import check_rank
-from lowdim.algebra.problem import Problem, register
+from lowdim.algebra.problem import Problem, lower_root, register
 from lowdim.errors import DataError, RankError
 
 __all__ = ["fit_block_diagonal", "fit_monarch"]
@@ -63,7 +63,7 @@ def fit_block_diagonal(
     W = _diagonal_blocks(problem.weighted, b, p, q)
     if problem.second_moment is not None:
         corners = _diagonal_blocks(problem.second_moment, b, q, q)
-        W = torch.cholesky_solve(W.mT, torch.linalg.cholesky(corners)).mT.contiguous()
+        W = torch.cholesky_solve(W.mT, lower_root(corners).to(W.dtype)).mT.contiguous()
     operator = BlockDiagonal.from_factors(W)
     error = problem.error(operator.dense())
     seconds = time.perf_counter() - clock
@@ -119,7 +119,7 @@ def fit_monarch(
         return operator, History((error**2,), (error,), seconds, "direct", tuple(problem.notes))
 
     bands = H.reshape(b2, q, n)
-    roots = [torch.linalg.cholesky(bands[j][:, j * q : (j + 1) * q].double()).to(A.dtype) for j in range(b2)]
+    roots = [lower_root(bands[j][:, j * q : (j + 1) * q]).to(A.dtype) for j in range(b2)]
     for j in range(b2):
         L[:, :, j], R[j] = _truncate(blocks_of_a[:, :, j], t, roots[j])
     X = torch.einsum("ipjt,jitq->ipjq", L, R).reshape(m, n)

@@ -15,12 +15,12 @@ from lowdim.algebra.history import History
 from lowdim.algebra.operator import Operator
 from lowdim.errors import DataError, LowdimWarning, ShapeError
 
-__all__ = ["Problem", "Rule", "damp", "register", "rule_for"]
+__all__ = ["Problem", "Rule", "damp", "lower_root", "register", "rule_for"]
 
 # Relative ridges: of an ordinary second moment, and of one that is rank-deficient.
 _RIDGE = 1e-4
 _RAISED_RIDGE = 1e-2
-# A pivot of the Cholesky factorization below this share of the mean diagonal means "no data here".
+# A pivot of the Cholesky factorization of the correlations below this means "no data in this direction".
 _SMALLEST_PIVOT = 1e-9
 
 
@@ -55,7 +55,7 @@ class Problem:
     @cached_property
     def root(self) -> Tensor | None:
         """The lower Cholesky factor L of ``H = L L^T`` in float64."""
-        return None if self.second_moment is None else torch.linalg.cholesky(self.second_moment.double())
+        return None if self.second_moment is None else lower_root(self.second_moment)
 
     def error(self, approximation: Tensor) -> float:
         """Return the relative error ``sqrt(f(X) / f(0))`` of an approximation ``(m, n)``."""
@@ -63,6 +63,26 @@ class Problem:
         other = difference if self.second_moment is None else difference @ self.second_moment
         squared = float((difference * other).sum(dtype=torch.float64))
         return (max(squared, 0.0) / self.energy) ** 0.5
+
+
+def lower_root(matrix: Tensor) -> Tensor:
+    """Return the lower Cholesky factor in float64 of a positive definite matrix, or of a batch.
+
+    Should rounding have spoiled definiteness, the smallest ridge among powers
+    of ten that restores it is added.
+    """
+    wide = matrix.double()
+    factor, info = torch.linalg.cholesky_ex(wide)
+    mean = wide.diagonal(dim1=-2, dim2=-1).mean(-1)
+    ridge = 1e-6
+    while bool((info > 0).any()) and ridge < 1.0:
+        shift = torch.where(info > 0, ridge * mean, torch.zeros_like(mean))
+        shifted = wide + shift[..., None, None] * torch.eye(
+            wide.shape[-1], dtype=wide.dtype, device=wide.device
+        )
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        ridge *= 10
+    return factor
 
 
 def damp(second_moment: Tensor, *, size: int, dtype: torch.dtype, notes: list[str]) -> Tensor:
@@ -117,8 +137,14 @@ def damp(second_moment: Tensor, *, size: int, dtype: torch.dtype, notes: list[st
         )
     H = (H + H.mT) / 2
     mean = H.diagonal().mean()
-    factor, info = torch.linalg.cholesky_ex(H)
-    deficient = int(info) > 0 or float(factor.diagonal().min()) ** 2 < _SMALLEST_PIVOT * float(mean)
+    # Judged on correlations, so that a few huge channels (usual in language models) do not hide the others;
+    # channels that are always zero carry no information about the number of tokens.
+    deviation = H.diagonal().sqrt()
+    deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+    correlation = H / deviation / deviation[:, None]
+    correlation.diagonal()[H.diagonal() == 0] = 1.0
+    factor, info = torch.linalg.cholesky_ex(correlation)
+    deficient = int(info) > 0 or float(factor.diagonal().min()) ** 2 < _SMALLEST_PIVOT
     ridge = _RAISED_RIDGE if deficient else _RIDGE
     if deficient:
         text = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lowdim.algebra.gram import coupling_solve, proximal_solve
-from lowdim.algebra.problem import Problem
+from lowdim.algebra.problem import Problem, lower_root
 
 __all__ = ["Factors", "OutputSweep", "WeightSweep", "sweep_for"]
 
@@ -68,12 +68,13 @@ class WeightSweep:
         columns = A.reshape(-1, b2, q).permute(1, 0, 2)
         V = proximal_solve(torch.bmm(Y.mT, Y), torch.bmm(Y.mT, columns), V).contiguous()
 
-        gram = torch.bmm(U.mT, U)[:, None] * torch.bmm(V, V.mT)[None]
+        K = torch.bmm(U.mT, U)
         projected = torch.bmm(U.mT, A.reshape(b1, p, -1)).reshape(b1, r, b2, q)
-        right = (projected * V.permute(1, 0, 2)).sum(-1).permute(0, 2, 1).reshape(-1, r)
-        before = S.permute(1, 2, 0).reshape(-1, r)
-        s = coupling_solve(gram.reshape(-1, r, r), right, before)
-        S = s.reshape(b1, b2, r).permute(2, 0, 1).contiguous()
+        right = (projected * V.permute(1, 0, 2)).sum(-1)
+        S = S.clone()
+        for j in range(b2):  # all b1 b2 Gram matrices at once would not fit into the cache
+            before = S[:, :, j].T
+            S[:, :, j] = coupling_solve(K * (V[j] @ V[j].T), right[:, :, j], before).T
 
         factors = (U, S, V)
         residual = A - product(factors)
@@ -109,7 +110,7 @@ class OutputSweep:
     @cached_property
     def _roots(self) -> list[Tensor]:
         """Their lower Cholesky factors."""
-        return [torch.linalg.cholesky(corner.double()).to(corner.dtype) for corner in self._corners]
+        return [lower_root(corner).to(corner.dtype) for corner in self._corners]
 
     def left_gram(self, S: Tensor, V: Tensor) -> Tensor:
         """Return ``Z_i H Z_i^T`` for all i, of shape (b1, r, r).

