@@ -51,6 +51,11 @@ class Solution:
     history: History
 
 
+# Steps between two looks at the convergence flags, by device; 5 where it is not named. Items that have
+# converged stand still in between, so that this changes the time and nothing else.
+_LOOK_EVERY = {"cpu": 1}
+
+
 class _Watch:
     """Which items still run, and what happened so far."""
 
@@ -76,9 +81,9 @@ class _Watch:
         self.active = self.active & ~(relative <= self.tol) & ~self.noise_met
 
     def finished(self, *, now: bool = False) -> bool:
-        """Look at the numbers; on an accelerator only now and then, since that waits for it."""
+        """Look at the numbers, which on an accelerator is done only now and then, since it has to wait."""
         step = len(self.residual) - 1
-        if self.active.is_cuda and step % 5 and not now:
+        if step % _LOOK_EVERY.get(self.active.device.type, 5) and not now:
             return False
         if not bool(torch.isfinite(self.residual[-1])):
             values = [float(value) for value in self.objective]

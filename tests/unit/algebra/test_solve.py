@@ -162,6 +162,22 @@ def test_reported_residual_is_the_true_one():
     assert float(solution.residual) == pytest.approx(float((b - A @ solution.x).norm() / b.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("solver", [cg, cgls])
+def test_looking_less_often_changes_nothing(solver, monkeypatch):
+    A, b = positive(20, batch=(4,)), normal(4, 20) * torch.tensor([[0.0], [1.0], [1.0], [1.0]]).double()
+    A[1] = torch.eye(20)
+    every = solver(A, b, tol=1e-6)
+    # As on an accelerator: converged items wait for the next look.
+    monkeypatch.setattr("lowdim.algebra.solve._LOOK_EVERY", {"cpu": 7})
+    seldom = solver(A, b, tol=1e-6)
+    assert len(set(every.steps.tolist())) > 2
+    assert torch.equal(every.x, seldom.x)
+    assert torch.equal(every.steps, seldom.steps)
+    assert torch.equal(every.residual, seldom.residual)
+    assert every.history.objective == seldom.history.objective
+    assert seldom.converged.all()
+
+
 def test_gradients_flow_through_the_steps():
     A, b = positive(4).requires_grad_(), normal(2, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda A, b: cg(A @ A.mT, b, tol=1e-13).x, (A, b))
