@@ -15,8 +15,8 @@ from lowdim.runs import atomic_json, atomic_write
 
 __all__ = ["Options", "Ratio", "Row", "Skipped", "Table", "Timing", "interleave", "ratio", "write"]
 
-#: One measured sample is as many calls as fit into this many seconds.
-SAMPLE_SECONDS = 0.02
+#: One measured sample is the median of as many calls as fit into this many seconds.
+SAMPLE_SECONDS = 0.05
 
 
 class Skipped(Exception):  # noqa: N818 (a state of the world, not a mistake)
@@ -79,18 +79,19 @@ def interleave(calls: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[
     number = {}
     for name in names:
         calls[name]()
-        start = time.perf_counter()
-        calls[name]()
-        number[name] = max(1, int(SAMPLE_SECONDS / max(time.perf_counter() - start, 1e-9)))
+        number[name] = max(1, int(SAMPLE_SECONDS / max(_seconds(calls[name]), 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repeats):
         for name in names if repetition % 2 == 0 else reversed(names):
-            call, times = calls[name], number[name]
-            start = time.perf_counter()
-            for _ in range(times):
-                call()
-            seconds[name].append((time.perf_counter() - start) / times)
+            # The median call of the sample: a call in which the machine looked elsewhere does not count.
+            seconds[name].append(statistics.median(_seconds(calls[name]) for _ in range(number[name])))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def ratio(ours: Timing, *, other: Timing) -> Ratio:

@@ -63,8 +63,10 @@ def run(options: Options) -> Table:
                     met=gain.median >= THRESHOLDS[name],
                 )
             )
-    note = "The factors are random: the time does not depend on their values. 'auto' picks the block count"
-    " per shape."
+    note = (
+        "The factors are random: the time does not depend on their values. 'auto' picks the block count per"
+        " shape."
+    )
     return Table(NAME, DESCRIPTION, tuple(rows), (note,))
 
 

@@ -22,7 +22,13 @@ _IDENTIFIER = re.compile(r"[a-z0-9]+\.[a-z0-9]+(-[a-z0-9]+)*")
 
 
 class Unavailable(LowdimError):  # noqa: N818 (a state of the world, not a mistake)
-    """A claim cannot be measured here; the text is the reason shown in the table."""
+    """A claim cannot be measured here; the text is the reason shown in the table.
+
+    Examples
+    --------
+    >>> print(Unavailable("needs a GPU"))
+    needs a GPU
+    """
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,11 @@ class Measurement:
         The number that the threshold is about.
     details : dict
         JSON-ready further figures, kept in the result file of the claim.
+
+    Examples
+    --------
+    >>> Measurement(0.9, {"top10": 0.7}).details
+    {'top10': 0.7}
     """
 
     value: float
@@ -53,6 +64,11 @@ class Trial:
         Whether a smaller experiment is wanted.
     store : Store
         Results shared between claims.
+
+    Examples
+    --------
+    >>> Trial(seed=3, quick=False, store=Store()).share("seed-times-two", lambda: 6)
+    6
     """
 
     seed: int
@@ -131,6 +147,12 @@ class Claim:
         Seeds of the full run; ``--quick`` takes the first.
     unit : str, default ""
         Unit of the value.
+
+    Examples
+    --------
+    >>> half = Claim("demo.half", "A half is small.", "none", "none", lambda trial: 0.5, at_most=0.6)
+    >>> half.system, half.threshold, half.met_by(0.7)
+    ('demo', '<= 0.6', False)
     """
 
     id: str
@@ -223,6 +245,16 @@ def claim(
     ------
     DataError
         If the id is taken or malformed.
+
+    Examples
+    --------
+    >>> _ = registered()
+    >>> @claim("blast.als-recovers", statement="Again.", source="none", setting="none")
+    ... def again(trial):
+    ...     return 0.0
+    Traceback (most recent call last):
+    ...
+    lowdim.errors.DataError: claim: the id 'blast.als-recovers' is declared twice.
     """
 
     def declare(measure: Callable[[Trial], float | Measurement]) -> Callable[[Trial], float | Measurement]:
@@ -277,6 +309,11 @@ def find(
     ------
     DataError
         If an id or the system is unknown, or nothing is left.
+
+    Examples
+    --------
+    >>> [declared.id for declared in find(["blast.special-cases"])]
+    ['blast.special-cases']
     """
     everything = list(registered() if among is None else among)
     systems = sorted({declared.system for declared in everything})

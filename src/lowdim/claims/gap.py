@@ -26,6 +26,11 @@ class Gap:
         Percentile interval.
     level : float
         Its coverage.
+
+    Examples
+    --------
+    >>> Gap(0.01, low=-0.002, high=0.022, level=0.95).clear
+    False
     """
 
     value: float

@@ -56,6 +56,12 @@ class Result:
         Date and time (UTC).
     machine : dict
         See :func:`lowdim.claims.machine.machine`.
+
+    Examples
+    --------
+    >>> result = Result("demo.half", "pass", 0.5, None, (0.5,), (0,), False, "<= 0.6", "none", 0.1)
+    >>> Result.from_dict(result.to_dict()) == result
+    True
     """
 
     id: str

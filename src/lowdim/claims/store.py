@@ -32,6 +32,12 @@ def data_folder() -> Path | None:
     ------
     DataError
         If ``LOWDIM_DATA`` names something that is not a folder.
+
+    Examples
+    --------
+    >>> folder = data_folder()
+    >>> folder is None or folder.is_dir()
+    True
     """
     named = os.environ.get("LOWDIM_DATA")
     if named:

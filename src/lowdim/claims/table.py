@@ -47,6 +47,13 @@ def markdown(claims: Iterable[Claim], *, results: Mapping[str, Result]) -> str:
     str
         A Markdown page: per system a table and what each row was measured on,
         and the machines at the end.
+
+    Examples
+    --------
+    >>> from lowdim.claims import Claim
+    >>> half = Claim("demo.half", "A half is small.", "none", "none", lambda trial: 0.5, at_most=0.6)
+    >>> "| `demo.half` | A half is small. | not measured |" in markdown([half], results={})
+    True
     """
     rows = list(claims)
     shown = [results[declared.id] for declared in rows if declared.id in results]
