@@ -183,7 +183,7 @@ def alternating_least_squares(
     sweeps : int
         Largest number of sweeps.
     tol : float
-        Stop when the objective fell by less than this fraction over 5 sweeps.
+        Stop when the objective fell by less than this fraction over 5 sweeps, or less than round-off.
     momentum : bool
         Extrapolate. On MiniLM's matrices 20 sweeps with momentum are worth 45 without.
     callback : callable, optional
@@ -218,6 +218,9 @@ def alternating_least_squares(
                 step=step,
                 last=objective[-1],
             )
+        elif value > objective[-1]:
+            # Without momentum every sweep is exact: what remains to gain is below round-off.
+            reason = "tolerance"
         else:
             found = balance(found)
             found, revived = _revive(problem, found, value**0.5)
@@ -231,13 +234,14 @@ def alternating_least_squares(
             if weight > 0:
                 (U, S, V), (_, old_S, old_V) = best, previous
                 at = (U, S + weight * (S - old_S), V + weight * (V - old_V))
-            objective.append(min(value, objective[-1]))
+            objective.append(value)
         if len(objective) == step:
             objective.append(objective[-1])
         if callback is not None:
             callback(step, objective[-1] ** 0.5)
         if step >= _WINDOW and objective[-1] >= (1 - tol) * objective[-1 - _WINDOW]:
             reason = "tolerance"
+        if reason == "tolerance":
             break
     history = History(
         objective=tuple(objective),
