@@ -20,7 +20,9 @@ def check_rank(rank: Any, owner: str) -> int:
     return rank
 
 
-def rank_within(keep: float, owner: str, m: int, n: int, *, price: int, multiple: int = 8) -> int:
+def rank_within(
+    keep: float, owner: str, m: int, n: int, *, price: int, multiple: int = 8, loss: float = 0.03
+) -> int:
     """Return the largest rank whose parameters fit into ``keep * m * n``.
 
     Parameters
@@ -34,8 +36,11 @@ def rank_within(keep: float, owner: str, m: int, n: int, *, price: int, multiple
     price : int
         Parameters per unit of rank.
     multiple : int
-        The rank is rounded down to a multiple of this when it is at least this
-        large (kernels like aligned sizes).
+        A power of two. Kernels like aligned sizes, so the rank is rounded down
+        to a multiple of this, or of the largest smaller power of two for which
+        no more than `loss` is given away.
+    loss : float
+        Largest fraction of the rank that alignment may cost.
 
     Raises
     ------
@@ -52,7 +57,10 @@ def rank_within(keep: float, owner: str, m: int, n: int, *, price: int, multiple
             f"{price} that rank 1 costs. Raise keep to at least {price / (m * n):.3g}, use fewer blocks, "
             "or leave the layer dense."
         )
-    return rank - rank % multiple if rank >= multiple else rank
+    # MiniLM at keep = 0.3: ranks 40 and 80 instead of 43 and 81 cost 0.004 of the STS-B correlation.
+    while rank % multiple > loss * rank:
+        multiple //= 2
+    return rank - rank % multiple
 
 
 class LowRank(Operator):
@@ -133,7 +141,7 @@ class LowRank(Operator):
 
     @classmethod
     def rank_for(cls, keep: float, m: int, n: int, blocks: Any = None) -> int:
-        """Return the largest rank within the budget `keep` of m n, rounded down to a multiple of 8 when >= 8.
+        """Return the largest rank within the budget `keep` of m n, aligned as `rank_within` says.
 
         `blocks` plays no role.
         """

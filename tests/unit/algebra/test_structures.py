@@ -109,14 +109,18 @@ def test_rank_uses_the_budget_and_no_more(structure, m, n, keep):
     assert used <= keep * m * n
     options = {} if structure is LowRank else {"blocks": blocks}
     assert structure(n, m, rank=rank, device="meta", **options).cost().parameters == used
-    if structure is not Monarch and rank >= 8:
-        assert rank % 8 == 0
-        assert structure.parameters_for(rank + 8, m, n, blocks) > keep * m * n
+    if structure is not Monarch:
+        step = rank & -rank  # the largest power of two in the rank
+        assert structure.parameters_for(rank + min(step, 8), m, n, blocks) > keep * m * n
+        exact = int(keep * m * n / structure.parameters_for(1, m, n, blocks))
+        assert 0.97 * exact <= rank <= exact
+        assert rank % 2 == 0 or exact < 34
 
 
 def test_small_ranks_are_not_rounded_away():
     assert LowRank.rank_for(0.5, 24, 24) == 6
-    assert LowRank.rank_for(0.5, 40, 40) == 8
+    assert LowRank.rank_for(0.5, 60, 60) == 15
+    assert LowRank.rank_for(0.5, 400, 400) == 100  # 96 would give 4 % away
 
 
 def test_published_settings_fit_the_budget_rule():
