@@ -33,6 +33,16 @@ def test_every_order_agrees_with_the_definition(size, tokens, path):
     assert y.is_contiguous()
 
 
+def test_many_tokens_in_parts_give_the_same_numbers():
+    U, S, V = factors(16, 16, 2, 2, 300)  # room for 96 tokens
+    x = torch.randn(500, 32, dtype=torch.float64)
+    whole = blast_product(x, U.requires_grad_(), S, V)
+    with torch.no_grad():
+        parts = blast_product(x.view(5, 100, 32), U, S, V)
+    torch.testing.assert_close(parts.view(500, 32), whole)
+    assert parts.is_contiguous()
+
+
 def test_gradients_of_both_orders_agree():
     U, S, V = (f.requires_grad_() for f in factors(4, 2, 3, 5, 6))
     x = torch.randn(30, 10, dtype=torch.float64, requires_grad=True)

@@ -69,7 +69,7 @@ def blast_product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, *, path: Path | No
     >>> blast_product(torch.ones(7, 5), U, S, V).shape
     torch.Size([7, 6])
     """
-    tokens = x.reshape(-1, x.shape[-1])
+    tokens = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     if path is None:
         path = _choose(tokens, U, S, V)
     elif path not in _PATHS:
@@ -77,7 +77,7 @@ def blast_product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, *, path: Path | No
             f"blast_product: path={path!r} is unknown. Use one of {', '.join(map(repr, _PATHS))}."
         )
     y = _PATHS[path](tokens, U, S, V)
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _choose(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Path:

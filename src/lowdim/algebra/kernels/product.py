@@ -26,6 +26,8 @@ Path = Literal["feature", "token", "triton", "fused"]
 # tokens in the columns is slow, and below 400 multiplications per item torch does not call it at all.
 _FEW_TOKENS = 16
 _SMALL_PRODUCT = 400
+# Numbers of z and w together that still find room in the caches near one core (4 MB in float32).
+_CACHED = 2**20
 
 
 def choose_path(tokens: int, b1: int, b2: int) -> Path:
@@ -56,12 +58,23 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     -------
     Tensor of shape (N, b1 p), contiguous
     """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_cuda:
+        # Training keeps z and w anyway, and its gradients are sums over all tokens at once.
+        return _side_by_side(_feature_steps(x, U, S, V))
+    r, b1, b2 = S.shape
+    room = max(64, _CACHED // (r * (b1 + b2)) // 32 * 32)
+    if x.shape[0] < 3 * room // 2:
+        return _side_by_side(_feature_steps(x, U, S, V))
+    parts = [_feature_steps(part, U, S, V).transpose(0, 1) for part in x.split(room)]
+    return torch.cat(parts).view(x.shape[0], -1)
+
+
+def _feature_steps(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
     w = torch.bmm(S, z.transpose(0, 1))  # (r, b1, N)
     # The last product returns to tokens first: its output needs only a copy of whole rows.
-    y = torch.bmm(w.permute(1, 2, 0), U.mT)  # (b1, N, p)
-    return _side_by_side(y)
+    return torch.bmm(w.permute(1, 2, 0), U.mT)  # (b1, N, p)
 
 
 def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
@@ -79,7 +92,7 @@ def _couple(z: Tensor, S: Tensor) -> Tensor:
     """Return ``w[i, t] = sum_j S[:, i, j] * z[j, t]``, shape (b1, N, r)."""
     r, b1, b2 = S.shape
     if z.shape[1] == 1:
-        return torch.bmm(S, z.permute(2, 0, 1).contiguous()).permute(1, 2, 0)
+        return torch.bmm(S, z.permute(2, 0, 1).contiguous()).permute(1, 2, 0).contiguous()
     # A transpose in two dimensions is the fast kind of copy; afterwards all passes run along the rank.
     couplings = S.reshape(r, b1 * b2).t().contiguous().view(b1, b2, 1, r)
     return (couplings * z).sum(1)
