@@ -18,7 +18,7 @@ from types import ModuleType
 
 __all__ = ["after_import", "register"]
 
-# Foreign module -> our file, whose `register()` is called once the foreign module has been executed. For
+# Foreign module -> our file, imported (and registering itself) once the foreign one has been executed. For
 # transformers that is the inner module with the tables we extend: it is loaded late, and only when needed.
 _OURS = {
     "transformers.quantizers.auto": "lowdim.compress.transformers",
@@ -30,7 +30,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     """A finder that finds nothing itself: it lets the others find, and appends a call to the execution."""
 
     def __init__(self) -> None:
-        self.pending: dict[str, Callable[[], None]] = {}
+        self.pending: dict[str, Callable[[], object]] = {}
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -64,7 +64,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 _FINDER = _AfterImport()
 
 
-def after_import(name: str, action: Callable[[], None]) -> None:
+def after_import(name: str, action: Callable[[], object]) -> None:
     """Call `action` once the module `name` has been executed: now, if it already has.
 
     Parameters
@@ -89,11 +89,8 @@ def after_import(name: str, action: Callable[[], None]) -> None:
         sys.meta_path.insert(0, _FINDER)
 
 
-def _serve(ours: str) -> None:
-    importlib.import_module(ours).register()
-
-
 def register() -> None:
     """Install the hooks; called by ``import lowdim``, and harmless when called again."""
     for foreign, ours in _OURS.items():
-        after_import(foreign, partial(_serve, ours))
+        # Our file enters itself in the foreign tables at its end; it may be what asked for the foreign one.
+        after_import(foreign, partial(importlib.import_module, ours))

@@ -177,7 +177,7 @@ def _with_structured_layers(find: Any) -> Any:
 
 
 def register() -> None:
-    """Teach peft our layers; called by the import hook, harmless when repeated."""
+    """Teach peft our layers; done when this file is imported, harmless when repeated."""
     if getattr(tuners_utils._maybe_include_all_linear_layers, "_lowdim", False):
         return
     finish = LoraConfig.__post_init__
@@ -191,3 +191,6 @@ def register() -> None:
     tuners_utils._maybe_include_all_linear_layers = _with_structured_layers(
         tuners_utils._maybe_include_all_linear_layers
     )
+
+
+register()

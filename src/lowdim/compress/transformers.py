@@ -288,6 +288,9 @@ def read_processors(source: str) -> tuple[Any, Any]:
 
 
 def register() -> None:
-    """Enter the method "lowdim" in transformers' tables; harmless when repeated."""
+    """Enter the method "lowdim" in transformers' tables; done when this file is imported."""
     AUTO_QUANTIZATION_CONFIG_MAPPING["lowdim"] = LowdimConfig
     AUTO_QUANTIZER_MAPPING["lowdim"] = LowdimQuantizer
+
+
+register()

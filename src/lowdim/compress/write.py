@@ -85,6 +85,15 @@ def write_checkpoint(
     ------
     RunError
         If the disk is full or not writable; nothing half-written stays in the folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lowdim.algebra import LowRank, StructuredLinear
+    >>> model = nn.Sequential(StructuredLinear(LowRank(8, 4, rank=2)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in write_checkpoint(model, folder)]
+    ['README.md', 'model.safetensors', 'lowdim.json']
     """
     target = Path(directory)
     staging = target / _STAGING
@@ -188,8 +197,21 @@ def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     ------
     RunError
         If a file is missing, damaged, or of an unknown format version.
-    DataError, ShapeError
+    DataError
         If the model is of another architecture.
+    ShapeError
+        If its layers have other sizes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lowdim.algebra import LowRank, StructuredLinear
+    >>> model = nn.Sequential(StructuredLinear(LowRank(8, 4, rank=2)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_checkpoint(model, folder)
+    ...     again = load_weights(nn.Sequential(nn.Linear(8, 4, bias=False)), folder)
+    >>> type(again[0].operator).__name__
+    'LowRank'
     """
     from safetensors.torch import load_model
 
