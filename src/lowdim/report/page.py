@@ -100,7 +100,17 @@ class Page:
         self._sections: list[tuple[str, str]] = []
 
     def lead(self, text: str) -> Page:
-        """Add the sentences that a reader in a hurry reads."""
+        """Add the sentences that a reader in a hurry reads.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("lead", text=text)
 
     def cards(self, cards: Iterable[Card | tuple[Any, ...]]) -> Page:
@@ -109,37 +119,119 @@ class Page:
         Parameters
         ----------
         cards : iterable of Card or of (label, value, note) or (label, value, note, share)
+
+        Returns
+        -------
+        Page
+            This page.
         """
         return self._add("cards", cards=[card if isinstance(card, Card) else Card(*card) for card in cards])
 
     def section(self, title: str, *, intro: str = "") -> Page:
-        """Begin a section; its title appears in the navigation."""
+        """Begin a section; its title appears in the navigation.
+
+        Parameters
+        ----------
+        title : str
+        intro : str
+            A paragraph below the title.
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         anchor = f"section-{len(self._sections) + 1}"
         self._sections.append((anchor, title))
         return self._add("section", anchor=anchor, title=title, intro=intro)
 
     def text(self, text: str) -> Page:
-        """Add a paragraph."""
+        """Add a paragraph.
+
+        Parameters
+        ----------
+        text : str
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("text", text=text)
 
     def sentences(self, sentences: Iterable[str]) -> Page:
-        """Add a list of plain sentences."""
+        """Add a list of plain sentences.
+
+        Parameters
+        ----------
+        sentences : iterable of str
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("sentences", sentences=list(sentences))
 
     def statements(self, statements: Iterable[tuple[str, Sequence[str]]]) -> Page:
-        """Add sentences by topic: pairs of a topic and its sentences."""
+        """Add sentences by topic.
+
+        Parameters
+        ----------
+        statements : iterable of (str, sequence of str)
+            A topic and its sentences.
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("statements", statements=[(topic, list(given)) for topic, given in statements])
 
     def verdicts(self, verdicts: Iterable[tuple[bool, str]]) -> Page:
-        """Add quality gates: whether each was passed, and its sentence."""
+        """Add quality gates.
+
+        Parameters
+        ----------
+        verdicts : iterable of (bool, str)
+            Whether the gate was passed, and its sentence.
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("verdicts", verdicts=list(verdicts))
 
     def facts(self, facts: Iterable[tuple[str, Any]]) -> Page:
-        """Add pairs of a name and a value (settings, versions)."""
+        """Add pairs of a name and a value (settings, versions).
+
+        Parameters
+        ----------
+        facts : iterable of (str, object)
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("facts", facts=[(name, _shown(value, None)) for name, value in facts])
 
     def code(self, text: str, *, caption: str = "") -> Page:
-        """Add code with a button that copies it."""
+        """Add code with a button that copies it.
+
+        Parameters
+        ----------
+        text : str
+            The code; blank lines around it are dropped.
+        caption : str
+            What it is for.
+
+        Returns
+        -------
+        Page
+            This page.
+        """
         return self._add("code", text=text.strip("\n"), caption=caption)
 
     def figure(self, figure: Figure, *, caption: str, height: int = 360) -> Page:
@@ -156,6 +248,11 @@ class Page:
             What it shows; also its description for screen readers.
         height : int
             In pixels.
+
+        Returns
+        -------
+        Page
+            This page.
         """
         shown = json.loads(figure.to_json())
         # The page has its own template; Plotly's default one is 7 kB in every figure.
@@ -188,6 +285,11 @@ class Page:
         narrow : bool
             Whether a table of few short columns keeps to half of the width.
 
+        Returns
+        -------
+        Page
+            This page.
+
         Raises
         ------
         DataError
@@ -210,7 +312,12 @@ class Page:
         return self._add("table", heads=heads, body=body, caption=caption, narrow=narrow)
 
     def html(self) -> str:
-        """Return the whole page as text."""
+        """Return the whole page as text.
+
+        Returns
+        -------
+        str
+        """
         figures = any(block.kind == "figure" for block in self._blocks)
         page = (
             _templates()
