@@ -19,7 +19,7 @@ __all__ = ["Options", "Ratio", "Row", "Skipped", "Table", "Timing", "interleave"
 SAMPLE_SECONDS = 0.05
 
 
-class Skipped(Exception):  # noqa: N818 (a state of the world, not a mistake)
+class Skipped(Exception):
     """A benchmark (or a peer) cannot run here; the text is the reason shown in the table."""
 
 

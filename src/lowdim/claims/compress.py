@@ -35,7 +35,7 @@ DEMO_STEPS = 300
 
 
 def compressed(
-    trial: Trial, *, keep: float, method: str, texts: list[str] | None = None, **options: Any
+    trial: Trial, *, keep: float, method: Any, texts: list[str] | None = None, **options: Any
 ) -> tuple[nn.Module, nn.Module, Any]:
     """Compress MiniLM with the library's one verb; return original, compressed model, tokenizer."""
     from lowdim.compress import compress

@@ -21,7 +21,7 @@ _REGISTRY: dict[str, Claim] = {}
 _IDENTIFIER = re.compile(r"[a-z0-9]+\.[a-z0-9]+(-[a-z0-9]+)*")
 
 
-class Unavailable(LowdimError):  # noqa: N818 (a state of the world, not a mistake)
+class Unavailable(LowdimError):
     """A claim cannot be measured here; the text is the reason shown in the table.
 
     Examples
@@ -41,6 +41,9 @@ class Measurement:
         The number that the threshold is about.
     details : dict
         JSON-ready further figures, kept in the result file of the claim.
+    judged : bool, default True
+        Whether the threshold applies; False for an experiment that ``--quick``
+        cut down so far that its figure says nothing.
 
     Examples
     --------
@@ -50,6 +53,7 @@ class Measurement:
 
     value: float
     details: dict[str, Any] = field(default_factory=dict)
+    judged: bool = True
 
 
 @dataclass(frozen=True)

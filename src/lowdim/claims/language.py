@@ -18,7 +18,7 @@ __all__ = ["RATES", "STRUCTURES", "Setting", "corpus", "perplexity_after_trainin
 STRUCTURES = ("blast", "lowrank", "blockdiag", "dense")
 
 #: Peak learning rates tried for every structure.
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (2e-3, 5e-3, 1e-2)
 
 #: The layers that are structured; like the paper's GPT2-S, the attention output stays dense.
 TARGETS = ("attn.c_attn", "mlp.c_fc", "mlp.c_proj")
@@ -38,19 +38,21 @@ class Setting:
         Fraction of the structured layers' parameters.
     blocks : int
         Blocks of Blast in each direction.
+    rate : float
+        Peak learning rate of everything that is not structured.
     steps, batch : int
         Training steps and sequences per step.
     """
 
-    width: int = 128
-    layers: int = 4
+    width: int = 64
+    layers: int = 2
     heads: int = 4
     context: int = 64
-    vocabulary: int = 2048
+    vocabulary: int = 1024
     keep: float = 0.25
-    blocks: int = 4
-    rest: float = 4e-3
-    steps: int = 600
+    blocks: int = 8
+    rate: float = 4e-3
+    steps: int = 1000
     batch: int = 16
 
 
@@ -113,8 +115,8 @@ def perplexity_after_training(
     """Train one model and return its validation perplexity.
 
     Every structure gets the same batches, steps and schedule (5 % warm-up,
-    cosine to zero, AdamW without weight decay, gradients clipped at 1) and the
-    same entry variance 1/(3n) at the start.
+    cosine to zero, AdamW without weight decay, gradients clipped at 1), and
+    starts with the output variance of ``nn.Linear``.
 
     Parameters
     ----------
@@ -123,7 +125,7 @@ def perplexity_after_training(
     structure : {"blast", "lowrank", "blockdiag", "dense"}
         Structure of the target layers.
     rate : float
-        Peak learning rate.
+        Peak learning rate of the target layers; the rest of the model has `setting.rate`.
     setting : Setting
         Sizes.
     seed : int
@@ -140,15 +142,15 @@ def perplexity_after_training(
     torch.manual_seed(seed)
     model, parameters = _build(structure, setting)
     structured = [
-        p for block in model.transformer.h for t in TARGETS for p in block.get_submodule(t).parameters()
+        parameter
+        for block in _blocks(model)
+        for target in TARGETS
+        for parameter in block.get_submodule(target).parameters()
     ]
-    chosen = {id(p) for p in structured}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizer = torch.optim.AdamW(
-        [{"params": structured, "lr": rate}, {"params": rest, "lr": setting.rest}],
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-    )
+    apart = {id(parameter) for parameter in structured}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    groups = [{"params": structured, "lr": rate}, {"params": rest, "lr": setting.rate}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     warm = max(1, setting.steps // 20)
 
     def factor(step: int) -> float:
@@ -228,19 +230,27 @@ def _build(structure: str, setting: Setting) -> tuple[nn.Module, int]:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        initializer_range=0.5
+        * setting.width**-0.5,  # about GPT-2's 0.02 at width 768, carried over to this width
         bos_token_id=None,
         eos_token_id=None,
     )
     model = GPT2LMHeadModel(config)
     parameters = 0
-    for block in model.transformer.h:
+    for block in _blocks(model):
         for target in TARGETS:
             parent, name = block.get_submodule(target.partition(".")[0]), target.partition(".")[2]
             n, m = getattr(parent, name).weight.shape  # Conv1D stores (in, out)
             operator = _operator(structure, m, n, setting)
+            if target == "mlp.c_proj":
+                _scale(operator, (2 * setting.layers) ** -0.5)  # as GPT-2 does before the residual sum
             parameters += sum(parameter.numel() for parameter in operator.parameters())
             setattr(parent, name, StructuredLinear(operator, torch.zeros(m)))
     return model, parameters
+
+
+def _blocks(model: Any) -> Any:
+    return model.transformer.h
 
 
 def _operator(structure: str, m: int, n: int, setting: Setting) -> Any:
@@ -250,12 +260,42 @@ def _operator(structure: str, m: int, n: int, setting: Setting) -> Any:
     if structure == "blast":
         blocks = (setting.blocks, setting.blocks)
         rank = int(budget // Blast.parameters_for(1, m, n, blocks))
-        return Blast(n, m, rank=rank, blocks=blocks)
+        return _latin_square(Blast(n, m, rank=rank, blocks=blocks))
     if structure == "lowrank":
         return LowRank(n, m, rank=int(budget // LowRank.parameters_for(1, m, n, (1, 1))))
     if structure == "blockdiag":
         return BlockDiagonal(n, m, blocks=round(1 / setting.keep))
     return Dense(n, m)
+
+
+def _scale(operator: Any, factor: float) -> None:
+    """Multiply the matrix of a structured operator by a number."""
+    import torch
+
+    with torch.no_grad():
+        next(operator.parameters()).mul_(factor)
+
+
+def _latin_square(operator: Any) -> Any:
+    """Let every block start with its own share of the components, of high rank together.
+
+    Component c is on (coupling 1) in the blocks with (i + j) mod b = c mod b
+    and off elsewhere: the start is a Monarch matrix, and training may couple
+    the rest. Couplings that are all alike would start from a matrix that is
+    mostly of rank r, from which learning is much slower.
+    """
+    import torch
+
+    r, b1, b2 = operator.S.shape
+    group = (torch.arange(b1)[:, None] + torch.arange(b2)) % max(b1, b2)
+    on = group == (torch.arange(r) % max(b1, b2))[:, None, None]
+    share = float(on.float().mean())
+    deviation = (3 * operator.in_features * r * share) ** -0.25
+    with torch.no_grad():
+        operator.S.copy_(on)
+        torch.nn.init.normal_(operator.U, std=deviation)
+        torch.nn.init.normal_(operator.V, std=deviation)
+    return operator
 
 
 def _perplexity(model: nn.Module, valid: torch.Tensor, setting: Setting) -> float:

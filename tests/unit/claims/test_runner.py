@@ -229,6 +229,17 @@ def test_the_table_shows_every_claim_and_counts_them(tmp_path):
     assert "pass (quick)" in markdown(claims, results=load(tmp_path))
 
 
+def test_an_experiment_cut_down_by_quick_is_reported_and_not_judged():
+    def measure(trial):
+        return Measurement(2.0, judged=not trial.quick)
+
+    claim = make(measure=measure, at_most=1.0)
+    assert only(claim).status == "short"
+    assert only(claim, quick=True).status == "reported"
+    broken = make(measure=lambda trial: Measurement(float("nan"), judged=False), at_most=1.0)
+    assert only(broken).status == "short"
+
+
 def test_find_selects_and_refuses():
     claims = [make("fake.one"), make("fake.two"), make("other.one")]
     assert [claim.id for claim in find(["other.one", "fake.two"], among=claims)] == ["fake.two", "other.one"]
