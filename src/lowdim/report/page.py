@@ -11,10 +11,8 @@ import base64
 import functools
 import gzip
 import json
-import math
-import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import lowdim
 from lowdim.errors import DataError
-from lowdim.report.wording import by
+from lowdim.report.cells import Format, Head, cell, shown, top
 from lowdim.runs import atomic_write
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 __all__ = ["Card", "Page"]
-
-Format = str | Callable[[Any], str]
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ class Page:
         Page
             This page.
         """
-        return self._add("facts", facts=[(name, _shown(value, None)) for name, value in facts])
+        return self._add("facts", facts=[(name, shown(value, None)) for name, value in facts])
 
     def code(self, text: str, *, caption: str = "") -> Page:
         """Add code with a button that copies it.
@@ -303,10 +299,10 @@ class Page:
             raise DataError(
                 f"Page.table: the rows have no column {unknown[0]!r}. Columns: {', '.join(columns)}."
             )
-        heads = [_Head(name, records) for name in columns]
-        tops = {name: _top(records, name) for name in bars}
+        heads = [Head(name, records) for name in columns]
+        tops = {name: top(records, name) for name in bars}
         body = [
-            [_cell(row.get(head.name), formats.get(head.name), tops.get(head.name)) for head in heads]
+            [cell(row.get(head.name), formats.get(head.name), tops.get(head.name)) for head in heads]
             for row in records
         ]
         return self._add("table", heads=heads, body=body, caption=caption, narrow=narrow)
@@ -360,59 +356,6 @@ class Page:
     def _add(self, kind: str, **content: Any) -> Page:
         self._blocks.append(_Block(kind, content))
         return self
-
-
-class _Head:
-    """A column's heading: its name and whether it holds numbers."""
-
-    def __init__(self, name: str, records: Sequence[Mapping[str, Any]]) -> None:
-        given = [row[name] for row in records if not _absent(row.get(name))]
-        self.name = name
-        self.numeric = bool(given) and all(_is_number(value) for value in given)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """What a cell shows, what it sorts by, the percentage of its bar, and whether it may wrap."""
-
-    shown: str
-    key: str
-    bar: float | None = None
-    long: bool = False
-
-
-def _cell(value: Any, form: Format | None, top: float | None) -> _Cell:
-    if _absent(value):
-        return _Cell("", "")
-    key = repr(float(value)) if _is_number(value) else _shown(value, None)
-    bar = 100.0 * float(value) / top if top and _is_number(value) and math.isfinite(value) else None
-    shown = _shown(value, form)
-    return _Cell(shown, key, bar, long=len(shown) > 48 and " " in shown)
-
-
-def _shown(value: Any, form: Format | None) -> str:
-    if callable(form):
-        return form(value)
-    if form is not None:
-        return form.format(value)
-    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        return f"{float(value):.4g}"
-    if isinstance(value, list | tuple):
-        return by(value)
-    return str(value)
-
-
-def _top(records: Sequence[Mapping[str, Any]], name: str) -> float:
-    given = [float(row[name]) for row in records if _is_number(row.get(name)) and math.isfinite(row[name])]
-    return max(given, default=0.0)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, numbers.Real) and math.isnan(value))
 
 
 def _json(value: Any) -> str:
