@@ -231,19 +231,19 @@ class Blast(Operator):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A x`` on the last axis: ``(..., n) -> (..., m)``."""
         self._check_input(x, self.in_features, "in_features")
-        return self._product(x, self.U, self.S, self.V, self.out_features)
+        if self.pad:
+            return self._padded(x, self.U, self.S, self.V, self.out_features)
+        return blast_product(x, self.U, self.S, self.V)
 
     def adjoint_forward(self, y: Tensor) -> Tensor:
         """Return ``A^H y``: a Blast product with the factors' roles exchanged."""
         self._check_input(y, self.out_features, "out_features")
-        return self._product(y, self.V.mH, self.S.mH, self.U.mH, self.in_features)
+        return self._padded(y, self.V.mH, self.S.mH, self.U.mH, self.in_features)
 
     @staticmethod
-    def _product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, size: int) -> Tensor:
+    def _padded(x: Tensor, U: Tensor, S: Tensor, V: Tensor, size: int) -> Tensor:
         missing = V.shape[0] * V.shape[2] - x.shape[-1]
-        if missing:
-            x = nn.functional.pad(x, (0, missing))
-        y = blast_product(x, U, S, V)
+        y = blast_product(nn.functional.pad(x, (0, missing)) if missing else x, U, S, V)
         return y[..., :size].contiguous() if y.shape[-1] != size else y
 
     def dense(self) -> Tensor:

@@ -26,6 +26,8 @@ Path = Literal["feature", "token", "triton", "fused"]
 # tokens in the columns is slow, and below 400 multiplications per item torch does not call it at all.
 _FEW_TOKENS = 16
 _SMALL_PRODUCT = 400
+# So few couplings (times tokens) are read in their stored order faster than they are transposed.
+_FEW_COUPLINGS = 32
 # Numbers of z and w together that still find room in the caches near one core (4 MB in float32).
 _CACHED = 2**20
 
@@ -93,6 +95,8 @@ def _couple(z: Tensor, S: Tensor) -> Tensor:
     r, b1, b2 = S.shape
     if z.shape[1] == 1:
         return torch.bmm(S, z.permute(2, 0, 1).contiguous()).permute(1, 2, 0).contiguous()
+    if z.shape[1] * b1 * b2 <= _FEW_COUPLINGS:
+        return (S.permute(1, 2, 0).unsqueeze(2) * z).sum(1)
     # A transpose in two dimensions is the fast kind of copy; afterwards all passes run along the rank.
     couplings = S.reshape(r, b1 * b2).t().contiguous().view(b1, b2, 1, r)
     return (couplings * z).sum(1)
