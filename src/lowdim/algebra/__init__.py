@@ -33,6 +33,7 @@ __all__ = [
     "StructuredLinear",
     "Subspace",
     "Sum",
+    "factorize",
     "is_linear",
     "weight_matrix",
 ]
