@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowdim.errors import DataError, MissingExtra
+from lowdim.errors import DataError
 from lowdim.runs import digest
 
 __all__ = ["Source", "device_of", "dtype_of", "load", "model_digest"]
@@ -158,11 +157,12 @@ def load(
     where = device_of(device)
     text = os.fspath(model)
     folder_or_none = _folder(text)
-    config = _config(text)
-    loaded = _class_for(config).from_pretrained(text, dtype=kind or "auto").to(where).eval()
+    from lowdim.compress.transformers import read_pretrained, read_processors
+
+    loaded = read_pretrained(text, dtype=kind).to(where).eval()
     processor = tokenizer
     if tokenizer is None:
-        tokenizer, processor = _processors(text)
+        tokenizer, processor = read_processors(text)
     return Source(loaded, tokenizer, processor, folder_or_none, text)
 
 
@@ -200,56 +200,3 @@ def _folder(text: str) -> Path | None:
     if path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
         raise DataError(f"There is no folder {path}. Check the path, or give a Hub id such as owner/name.")
     return None
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError:
-        raise MissingExtra("transformers", extra="transformers", purpose="load a pretrained model") from None
-    return transformers
-
-
-def _config(text: str) -> Any:
-    transformers = _transformers()
-    try:
-        config = transformers.AutoConfig.from_pretrained(text)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"The model {text!r} cannot be read: {first} It is neither a folder here with a readable "
-            "config.json nor reachable on the Hub; check the name, and the network if it is a Hub id."
-        ) from error
-    stored = getattr(config, "quantization_config", None)
-    kind = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    if kind is not None and str(getattr(kind, "value", kind)) != "lowdim":
-        raise DataError(
-            f"The model {text!r} is already quantized ({getattr(kind, 'value', kind)}). Compress the "
-            "original weights; --quantize int8 then quantizes the factors."
-        )
-    return config
-
-
-def _class_for(config: Any) -> Any:
-    """Return the class that the checkpoint was saved from, so that heads are kept."""
-    transformers = _transformers()
-    for name in getattr(config, "architectures", None) or []:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    return transformers.AutoModel
-
-
-def _processors(text: str) -> tuple[Any, Any]:
-    """Return (tokenizer or None, what is saved beside the model or None)."""
-    transformers = _transformers()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(text)
-    except Exception:  # every kind of model without text raises its own error here
-        tokenizer = None
-    # An empty vocabulary is what AutoTokenizer makes of a folder without tokenizer files.
-    if tokenizer is not None and len(tokenizer) > len(tokenizer.all_special_tokens):
-        return tokenizer, tokenizer
-    try:
-        return None, transformers.AutoImageProcessor.from_pretrained(text)
-    except Exception:  # models without images either
-        return None, None

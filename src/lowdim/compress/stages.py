@@ -421,6 +421,7 @@ class Job:
             "format": 1,
             "model": source.name,
             "architecture": type(source.model).__name__,
+            "library": "transformers" if hasattr(source.model, "save_pretrained") else "pytorch",
             "task": self.task,
             "method": options.method,
             "keep": options.keep,

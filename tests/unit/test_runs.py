@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import warnings
+from contextlib import suppress
+
+import pytest
+import torch
+
+from lowdim.errors import LowdimWarning, RunError
+from lowdim.runs import Run, atomic_json, atomic_tensors, atomic_write, digest, read_json, read_tensors
+
+OPTIONS = {"command": "compress", "arguments": {"keep": 0.5, "blocks": [4, 4]}, "seed": 0}
+
+
+def test_a_run_leaves_a_manifest_and_no_work_files(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with Run.open(out, **OPTIONS, inputs={"text": "ab"}) as run:
+        assert read_json(out / "manifest.json")["status"] == "running"
+        atomic_write(run.work / "layer", b"x")
+    manifest = read_json(out / "manifest.json")
+    assert manifest["status"] == "finished"
+    assert manifest["arguments"] == OPTIONS["arguments"]
+    assert manifest["start"] <= manifest["end"]
+    assert manifest["inputs"] == {"text": "ab"}
+    assert "torch" in manifest["versions"]
+    assert not run.work.exists()
+
+
+def stopped(out, *, model=None, **inputs):
+    """Leave a run that failed after its first layer."""
+    with suppress(ZeroDivisionError), Run.open(out, **OPTIONS, inputs=inputs) as run:
+        if model is not None:
+            run.pin("model", model)
+        atomic_write(run.work / "layer", "done")
+        raise ZeroDivisionError
+
+
+def test_a_stopped_run_resumes_with_its_files(tmp_path):
+    stopped(tmp_path)
+    assert read_json(tmp_path / "manifest.json")["status"] == "failed"
+    with Run.open(tmp_path, **OPTIONS, resume=True) as run:
+        assert (run.work / "layer").read_text() == "done"
+        assert not run.finished
+
+
+def test_a_stopped_run_is_not_taken_over_silently(tmp_path):
+    stopped(tmp_path)
+    with (
+        pytest.raises(RunError, match=r"unfinished run of `lowdim compress`.*--resume.*--restart"),
+        Run.open(tmp_path, **OPTIONS),
+    ):
+        pass
+    with Run.open(tmp_path, **OPTIONS, restart=True) as run:
+        assert not (run.work / "layer").exists()
+
+
+def test_a_finished_run_is_not_repeated(tmp_path):
+    with Run.open(tmp_path, **OPTIONS):
+        atomic_write(tmp_path / "model", "x")
+    with pytest.raises(RunError, match="a finished run"), Run.open(tmp_path, **OPTIONS):
+        pass
+    with Run.open(tmp_path, **OPTIONS, resume=True) as run:
+        assert run.finished
+
+
+def test_other_settings_are_named(tmp_path):
+    stopped(tmp_path)
+    other = {**OPTIONS, "arguments": {"keep": 0.3, "blocks": [4, 4]}, "seed": 1}
+    with (
+        pytest.raises(RunError, match=r"seed was 0 and is now 1; keep was 0.5 and is now 0.3"),
+        Run.open(tmp_path, **other, resume=True),
+    ):
+        pass
+
+
+def test_changed_inputs_are_named(tmp_path):
+    stopped(tmp_path, model="1", text="ab")
+    with (
+        pytest.raises(RunError, match="the input text has changed"),
+        Run.open(tmp_path, **OPTIONS, inputs={"text": "cd"}, resume=True),
+    ):
+        pass
+    with (
+        pytest.raises(RunError, match="begun with another model"),
+        Run.open(tmp_path, **OPTIONS, inputs={"text": "ab"}, resume=True) as run,
+    ):
+        run.pin("model", "2")
+
+
+def test_foreign_files_are_not_written_over(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for restart in (False, True):
+        with (
+            pytest.raises(RunError, match=r"not empty \(it holds thesis.tex\)"),
+            Run.open(tmp_path, **OPTIONS, restart=restart),
+        ):
+            pass
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex", ".lock"] or not (
+        tmp_path / ".work"
+    ).exists()
+
+
+def test_a_run_that_fails_at_the_door_leaves_nothing(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError), Run.open(out, **OPTIONS):
+        raise ZeroDivisionError
+    assert not out.exists()
+
+
+def _hold(out, ready, leave):
+    with Run.open(out, **OPTIONS) as run:
+        atomic_write(run.work / "layer", "x")
+        ready.set()
+        leave.wait(30)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, leave = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready, leave))
+    process.start()
+    assert ready.wait(30)
+    with (
+        pytest.raises(RunError, match=rf"in use by another lowdim process \(process id {process.pid}\)"),
+        Run.open(tmp_path, **OPTIONS, resume=True),
+    ):
+        pass
+    process.kill()
+    process.join()
+    with Run.open(tmp_path, **OPTIONS, resume=True) as run:
+        assert (run.work / "layer").read_text() == "x"
+
+
+def test_other_versions_are_told(tmp_path):
+    stopped(tmp_path)
+    manifest = read_json(tmp_path / "manifest.json")
+    manifest["versions"]["torch"] = "1.0"
+    atomic_json(tmp_path / "manifest.json", manifest)
+    with pytest.warns(LowdimWarning, match=r"torch 1.0 ->"), Run.open(tmp_path, **OPTIONS, resume=True):
+        pass
+
+
+def test_unknown_formats_are_refused(tmp_path):
+    stopped(tmp_path)
+    manifest = {**read_json(tmp_path / "manifest.json"), "format": 99}
+    atomic_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(RunError, match="has format 99"), Run.open(tmp_path, **OPTIONS, resume=True):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "argu'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    stopped(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    with (
+        pytest.raises(RunError, match=r"manifest.json is damaged"),
+        Run.open(tmp_path, **OPTIONS, resume=True),
+    ):
+        pass
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(tmp_path):
+    path = tmp_path / "layer"
+    atomic_write(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            RunError, match=r"layer \(0.0 MB\) could not be written: File too large.*are free"
+        ):
+            atomic_write(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["layer"]
+
+
+def test_part_files_of_a_killed_process_are_swept(tmp_path):
+    stopped(tmp_path)
+    (tmp_path / ".work" / ".layer.1234.part").write_text("half")
+    with Run.open(tmp_path, **OPTIONS, resume=True) as run:
+        assert [p.name for p in run.work.iterdir()] == ["layer"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_tensors_come_back_as_they_were(tmp_path, dtype):
+    torch.manual_seed(0)
+    tensors = {"a": (10 * torch.randn(3, 4)).to(dtype).t(), "b": torch.tensor(3, dtype=dtype)}
+    tensors["c"] = tensors["a"][0]  # shares memory
+    atomic_tensors(tmp_path / "t", tensors, {"key": "ä"})
+    back, facts = read_tensors(tmp_path / "t")
+    assert facts == {"key": "ä"}
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_truncated_and_changed_tensors_are_refused_by_name(tmp_path):
+    path = tmp_path / "layer.safetensors"
+    atomic_tensors(path, {"U": torch.randn(8, 8)}, {"key": "1"})
+    whole = path.read_bytes()
+    for size in (0, 5, 100, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RunError, match=r"layer.safetensors is truncated or damaged"):
+            read_tensors(path)
+    for position in (len(whole) - 1, whole.index(b'"key":"1"') + 7):
+        changed = bytearray(whole)
+        changed[position] ^= 1
+        path.write_bytes(bytes(changed))
+        with pytest.raises(RunError, match=r"layer.safetensors was changed"):
+            read_tensors(path)
+
+
+def test_digests_tell_dtype_shape_and_order():
+    a = torch.arange(6.0)
+    parts = [
+        digest(a),
+        digest(a.double()),
+        digest(a.reshape(2, 3)),
+        digest(a, "x"),
+        digest("x", a),
+        digest(-a),
+    ]
+    assert len(set(parts)) == len(parts)
+    assert digest(a.reshape(2, 3).t().contiguous().t()) == digest(a.reshape(2, 3))
+
+
+def test_json_is_readable_and_strict(tmp_path):
+    atomic_json(tmp_path / "a.json", {"ä": 1})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"ä": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        atomic_json(tmp_path / "b.json", {"x": float("nan")})
+    with pytest.raises(RunError, match=r"b.json cannot be read"):
+        read_json(tmp_path / "b.json")
+
+
+def test_no_warning_when_nothing_changed(tmp_path):
+    stopped(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Run.open(tmp_path, **OPTIONS, resume=True):
+            pass
