@@ -14,6 +14,9 @@ from lowdim.report.wording import bytes_text, count, duration, millions, percent
 __all__ = ["compress_page"]
 
 
+TIMES = ("dense_ms", "compressed_ms", "seconds")
+
+
 def compress_page(report: Mapping[str, Any]) -> Page:
     """Return the page of a compress run.
 
@@ -123,7 +126,7 @@ def _quality(page: Page, report: Mapping[str, Any]) -> None:
     if measure is None:
         return
     text = (report.get("quality") or {}).get("text")
-    page.section("Quality", intro=str(text) if text else "")
+    page.section("Quality", intro=f"Measured on held-out text. {_sentence(str(text))}" if text else "")
     drawn = figures.quality(report)
     if drawn is not None:
         figure, height, caption = drawn
@@ -194,7 +197,8 @@ def _layers(page: Page, report: Mapping[str, Any]) -> None:
     intro = (
         "Weight error is the relative Frobenius error of the matrix. Output error is the relative error of "
         "what the layer computes on the calibration inputs; it is what counts. Both are from factorization, "
-        "before any recovery."
+        "before any recovery. A large weight error beside a small output error is no contradiction: directions "
+        "that the inputs hardly use are given up first."
     )
     page.section("Layers", intro=intro)
     drawn = figures.errors(layers)
@@ -210,6 +214,8 @@ def _layers(page: Page, report: Mapping[str, Any]) -> None:
         "kept": "Kept",
         "weight_error": "Weight error",
         "output_error": "Output error",
+        "dense_ms": "Dense, ms",
+        "compressed_ms": "Structured, ms",
         "seconds": "Seconds",
     }
     present = {
@@ -221,7 +227,7 @@ def _layers(page: Page, report: Mapping[str, Any]) -> None:
     page.table(
         [{title: layer.get(key) for key, title in present.items()} for layer in layers],
         caption=f"All {len(layers)} compressed layers",
-        formats=fractions | ({"Seconds": "{:.2f}"} if "seconds" in present else {}),
+        formats=fractions | {title: "{:.2f}" for key, title in present.items() if key in TIMES},
         bars=[title for title in ("Weight error", "Output error") if title in fractions],
     )
 
@@ -266,6 +272,8 @@ def _made(page: Page, report: Mapping[str, Any]) -> None:
     note = calibration.get("text") or calibration.get("note") or calibration.get("name")
     if note:
         facts.append(("Calibration text", note))
+    if calibration.get("paragraphs") is not None:
+        facts.append(("Paragraphs used", f"{calibration['paragraphs']:,}"))
     if calibration.get("tokens") is not None:
         facts.append(("Calibration tokens", f"{calibration['tokens']:,}"))
     settings = {
@@ -286,7 +294,7 @@ def _made(page: Page, report: Mapping[str, Any]) -> None:
     page.facts(facts)
     if report.get("notes"):
         page.sentences(str(note) for note in report["notes"])
-    seconds = [(phase, value) for phase, value in (report.get("seconds") or {}).items() if value is not None]
+    seconds = [(phase, value) for phase, value in (report.get("seconds") or {}).items() if value]
     if seconds:
         page.table(
             [{"Phase": phase, "Seconds": value} for phase, value in seconds],
@@ -297,6 +305,10 @@ def _made(page: Page, report: Mapping[str, Any]) -> None:
         )
     if report.get("versions"):
         page.text("Versions:").facts(report["versions"].items())
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
 def _plain(value: Any) -> str:

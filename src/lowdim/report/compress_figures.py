@@ -274,7 +274,7 @@ def speed(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
             row=number,
             col=1,
         )
-    figure.update_xaxes(rangemode="tozero", showticklabels=False)
+    figure.update_xaxes(rangemode="tozero", showticklabels=False, showgrid=False)
     figure.update_xaxes(title_text="Median time (shorter is faster)", row=len(batches), col=1)
     figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     figure.update_layout(margin={"l": 8, "r": 72, "t": 28})

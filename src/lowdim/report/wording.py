@@ -87,14 +87,14 @@ def duration(seconds: float) -> str:
 
 
 def ms(number: float) -> str:
-    """Return a time given in milliseconds, to three digits.
+    """Return a time given in milliseconds, to three digits; only from ten seconds on in seconds.
 
     Examples
     --------
-    >>> ms(8.1234), ms(2345.0)
-    ('8.12 ms', '2.35 s')
+    >>> ms(8.1234), ms(2345.0), ms(23450.0)
+    ('8.12 ms', '2,345 ms', '23.4 s')
     """
-    return f"{_three(number / 1000)} s" if number >= 999.5 else f"{_three(number)} ms"
+    return f"{_three(number / 1000)} s" if number >= 9999.5 else f"{_three(number)} ms"
 
 
 def percent(fraction: float) -> str:
@@ -144,7 +144,7 @@ def times(ratio: float) -> str:
 
 
 def _three(number: float) -> str:
-    """Return a number in [0, 1000) with three digits and no exponent."""
+    """Return a number in [0, 10000) with three digits or more and no exponent."""
     if number >= 99.95:
-        return f"{number:.0f}"
+        return f"{number:,.0f}"
     return f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
