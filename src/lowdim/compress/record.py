@@ -56,10 +56,20 @@ def machine(device: torch.device) -> dict[str, Any]:
     cuda = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _processor(),
         "cores": os.cpu_count(),
         "cuda": cuda,
     }
+
+
+def _processor() -> str:
+    """Return the name of the processor; Linux tells it in a file only."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            found = next((line for line in file if line.startswith("model name")), "")
+    except OSError:
+        found = ""
+    return found.partition(":")[2].strip() or platform.processor() or platform.machine()
 
 
 def check_gates(

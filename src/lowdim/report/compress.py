@@ -197,8 +197,8 @@ def _layers(page: Page, report: Mapping[str, Any]) -> None:
     intro = (
         "Weight error is the relative Frobenius error of the matrix. Output error is the relative error of "
         "what the layer computes on the calibration inputs; it is what counts. Both are from factorization, "
-        "before any recovery. A large weight error beside a small output error is no contradiction: directions "
-        "that the inputs hardly use are given up first."
+        "before any recovery. A large weight error beside a small output error is no contradiction: "
+        "directions that the inputs hardly use are given up first."
     )
     page.section("Layers", intro=intro)
     drawn = figures.errors(layers)
