@@ -1,13 +1,15 @@
 """The orders of the Blast product: all alike, chosen by token count, and digestible for torch's compilers."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lowdim.algebra import Blast, LowRank, StructuredLinear
-from lowdim.algebra.kernels import blast_product, choose_path, feature_major, token_major
+from lowdim.algebra.kernels import blast_product, choose_path, feature_major, product, token_major
 from lowdim.errors import DataError
 
 SIZES = [(1, 1, 5, 7, 3), (2, 4, 3, 2, 5), (4, 2, 2, 3, 5), (16, 16, 2, 2, 3)]
@@ -33,14 +35,36 @@ def test_every_order_agrees_with_the_definition(size, tokens, path):
     assert y.is_contiguous()
 
 
-def test_many_tokens_in_parts_give_the_same_numbers():
-    U, S, V = factors(16, 16, 2, 2, 300)  # room for 96 tokens
-    x = torch.randn(500, 32, dtype=torch.float64)
-    whole = blast_product(x, U.requires_grad_(), S, V)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scratch_memory_does_not_show(mode, dtype):
+    U, S, V = (f.to(dtype) for f in factors(16, 16, 2, 2, 300))
+    inputs = [torch.randn(tokens, 32, dtype=dtype) for tokens in (500, 20, 230, 501)]
+    expected = [feature_major(x, U.requires_grad_(), S, V) for x in inputs]
+    with mode():
+        results = [blast_product(x.view(1, *x.shape), U, S, V) for x in inputs]
+    with ThreadPoolExecutor(4) as pool, torch.no_grad():
+        threads = list(pool.map(lambda x: blast_product(x, U.detach(), S, V), inputs * 5))
+    for k, wanted in enumerate(expected):
+        torch.testing.assert_close(results[k][0], wanted)
+        torch.testing.assert_close(threads[k + 8], wanted)
+        assert results[k].is_contiguous()
+
+
+def test_scratch_memory_is_for_plain_products_only():
+    U, S, V = (f.float() for f in factors(16, 16, 2, 2, 300))
+    x = torch.randn(3, 100, 32)
     with torch.no_grad():
-        parts = blast_product(x.view(5, 100, 32), U, S, V)
-    torch.testing.assert_close(parts.view(500, 32), whole)
-    assert parts.is_contiguous()
+        assert product._may_use_scratch(x[0], U, S, V)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert blast_product(x[0], U, S, V).dtype == torch.bfloat16
+        mapped = torch.vmap(lambda x: blast_product(x, U, S, V))(x)
+        torch.testing.assert_close(mapped, blast_product(x, U, S, V))
+        module = StructuredLinear(Blast.from_factors(U, S, V))
+        with FlopCounterMode(display=False) as counter:
+            module(x[0])
+        assert counter.get_total_flops() == 100 * module.operator.flops()
+    assert not product._may_use_scratch(x[0], U, S, V)
 
 
 def test_gradients_of_both_orders_agree():

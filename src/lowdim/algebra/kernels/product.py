@@ -13,10 +13,12 @@ last and couples elementwise: few, cheap passes when there are few tokens.
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["Path", "choose_path", "feature_major", "token_major"]
 
@@ -28,8 +30,10 @@ _FEW_TOKENS = 16
 _SMALL_PRODUCT = 400
 # So few couplings (times tokens) are read in their stored order faster than they are transposed.
 _FEW_COUPLINGS = 32
-# Numbers of z and w together that still find room in the caches near one core (4 MB in float32).
-_CACHED = 2**20
+# Numbers of z, w and y in the scratch memory of a thread (8 MB in float32); more tokens pass in parts.
+_SCRATCH = 2**21
+# Below so many numbers the allocator keeps its pages and scratch memory gains nothing.
+_WORTH_SCRATCH = 2**16
 
 
 def choose_path(tokens: int, b1: int, b2: int) -> Path:
@@ -60,23 +64,64 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     -------
     Tensor of shape (N, b1 p), contiguous
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.is_cuda:
-        # Training keeps z and w anyway, and its gradients are sums over all tokens at once.
-        return _side_by_side(_feature_steps(x, U, S, V))
-    r, b1, b2 = S.shape
-    room = max(64, _CACHED // (r * (b1 + b2)) // 32 * 32)
-    if x.shape[0] < 3 * room // 2:
-        return _side_by_side(_feature_steps(x, U, S, V))
-    parts = [_feature_steps(part, U, S, V).transpose(0, 1) for part in x.split(room)]
-    return torch.cat(parts).view(x.shape[0], -1)
-
-
-def _feature_steps(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+    if _may_use_scratch(x, U, S, V):
+        return _feature_in_scratch(x, U, S, V)
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
     w = torch.bmm(S, z.transpose(0, 1))  # (r, b1, N)
     # The last product returns to tokens first: its output needs only a copy of whole rows.
-    return torch.bmm(w.permute(1, 2, 0), U.mT)  # (b1, N, p)
+    y = torch.bmm(w.permute(1, 2, 0), U.mT)  # (b1, N, p)
+    return _side_by_side(y)
+
+
+class _Scratch(threading.local):
+    """Memory that a thread keeps for z, w and y between products."""
+
+    def __init__(self) -> None:
+        self.memory: dict[torch.dtype, Tensor] = {}
+
+    def take(self, dtype: torch.dtype, *shapes: tuple[int, int, int]) -> list[Tensor]:
+        sizes = [math.prod(shape) for shape in shapes]
+        flat = self.memory.get(dtype)
+        if flat is None or flat.numel() < sum(sizes):
+            with torch.inference_mode(False):
+                flat = self.memory[dtype] = torch.empty(sum(sizes), dtype=dtype, device="cpu")
+        parts = flat[: sum(sizes)].split(sizes)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+_scratch = _Scratch()
+
+
+def _may_use_scratch(x: Tensor, *factors: Tensor) -> bool:
+    """Return whether these are plain CPU tensors and nobody watches, transforms or differentiates."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+        return False
+    r, b1, b2 = factors[1].shape
+    return (
+        x.shape[0] * r * (b1 + b2) >= _WORTH_SCRATCH
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype for t in (x, *factors))
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._functorch.maybe_current_level() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+    """Compute `feature_major` in memory that is kept: fresh pages would cost up to a third of the time."""
+    (b1, p, r), (b2, _, q), tokens = U.shape, V.shape, x.shape[0]
+    room = min(tokens, max(64, _SCRATCH // (r * (b1 + b2) + b1 * p) // 32 * 32))
+    result = x.new_empty(tokens, b1, p)
+    for part, into in zip(x.reshape(tokens, b2, q).split(room), result.split(room), strict=True):
+        N = part.shape[0]
+        z, w, y = _scratch.take(x.dtype, (b2, r, N), (r, b1, N), (b1, N, p))
+        torch.bmm(V, part.permute(1, 2, 0), out=z)
+        torch.bmm(S, z.transpose(0, 1), out=w)
+        torch.bmm(w.permute(1, 2, 0), U.mT, out=y)
+        into.copy_(y.transpose(0, 1))
+    return result.view(tokens, b1 * p)
 
 
 def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
