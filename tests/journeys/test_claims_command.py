@@ -12,8 +12,8 @@ from lowdim.cli import build
 @pytest.fixture
 def invoke(monkeypatch):
     """The command with three claims of a system "fake" beside the real ones."""
-    monkeypatch.setattr(declare, "_REGISTRY", dict(declare._REGISTRY))
     declare.registered()
+    monkeypatch.setattr(declare, "_REGISTRY", dict(declare._REGISTRY))
     common = {"source": "nobody", "setting": "none."}
 
     @declare.claim("fake.good", statement="Good.", at_most=1.0, **common)
