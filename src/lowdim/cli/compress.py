@@ -340,11 +340,7 @@ def _show_plan(found: Plan) -> None:
     from rich.text import Text
 
     out = manners.out
-    table = _table(f"Plan: {len(found.layers)} layers, method {found.method}, keep {found.keep:g}")
-    for column in ("Layer", "Shape", "Structure", "Rank", "Blocks", "Kept"):
-        table.add_column(
-            column, justify="left" if column in ("Layer", "Structure") else "right", overflow="fold"
-        )
+    table = _layer_table(f"Plan: {len(found.layers)} layers, method {found.method}, keep {found.keep:g}")
     for layer in found.layers:
         table.add_row(*_cells(layer.to_dict()))
     out.print(table)
@@ -363,13 +359,20 @@ def _show_plan(found: Plan) -> None:
     )
 
 
+def _layer_table(title: str, *more: str) -> Table:
+    table = _table(title)
+    table.add_column("Layer", overflow="fold", min_width=24)
+    for column in ("Shape", "Rank", "Blocks", "Kept", *more):
+        table.add_column(column, justify="right", no_wrap="\n" not in column)
+    return table
+
+
 def _cells(row: dict[str, Any]) -> list[Any]:
     from rich.text import Text
 
     blocks = "" if row["blocks"] is None else "x".join(map(str, row["blocks"]))
     rank = "" if row["rank"] is None else str(row["rank"])
-    shape = "x".join(map(str, row["shape"]))
-    return [Text(row["name"]), shape, row["structure"], rank, blocks, f"{row['kept']:.0%}"]
+    return [Text(row["name"]), "x".join(map(str, row["shape"])), rank, blocks, f"{row['kept']:.0%}"]
 
 
 def _show(report: dict[str, Any], output: Path) -> None:
@@ -377,11 +380,7 @@ def _show(report: dict[str, Any], output: Path) -> None:
     from lowdim.compress.result import summary_rows
 
     out = manners.out
-    table = _table("Layers")
-    for column in ("Layer", "Shape", "Structure", "Rank", "Blocks", "Kept", "Weight error", "Output error"):
-        table.add_column(
-            column, justify="left" if column in ("Layer", "Structure") else "right", overflow="fold"
-        )
+    table = _layer_table(f"Layers, method {report['method']}", "Weight\nerror", "Output\nerror")
     for row in report["layers"]:
         errors = [row["weight_error"], row["output_error"]]
         table.add_row(*_cells(row), *("" if error is None else f"{error:.3f}" for error in errors))

@@ -89,6 +89,7 @@ class Job:
         self.chosen = "uniform"
         self.allocation: dict[str, Any] | None = None
         self.history: History | None = None
+        self.recovery: dict[str, Any] | None = None
         self.quality: dict[str, Any] = {}
         self.int8: dict[str, Any] | None = None
         self.speed: dict[str, Any] = {}
@@ -288,51 +289,67 @@ class Job:
             del self.students[name]
 
     def recover(self) -> None:
-        """Distill the original into the compressed model."""
+        """Distill the original into the compressed model, and keep what that gave unless it is worse."""
         if self.options.recover_steps == 0:
             return
         with self.phase("evaluate"):
-            self.quality["before_recovery"] = self._quality(self.chosen, f"quality-{self.chosen}")
+            before = self._quality(self.chosen, f"quality-{self.chosen}")
+        self.quality["before_recovery"] = before
+        unrecovered = {name: value.clone() for name, value in self.student.state_dict().items()}
         with self.phase("recover"):
-            done = None if self.run is None else self.run.work / "recovered.safetensors"
-            if done is not None and done.exists():
-                tensors, facts = read_tensors(done)
-                self.student.load_state_dict(tensors)
-                row = json.loads(facts["history"])
-                self.history = History(
-                    tuple(row["objective"]), tuple(row["residual"]), row["seconds"], row["reason"]
-                )
-                return
-            tell = self.note("recover")
-            loss = [float("nan")]
-
-            def after(step: int, value: float) -> None:
-                loss[0] = value
-
-            def show(step: int, steps: int) -> None:
-                tell(step, steps, f"loss {loss[0]:.4f}")
-
-            self.history = recover(
-                self.student,
-                self.source.model,
-                self.inputs.calibration,
-                steps=self.options.recover_steps,
-                seed=self.seed,
-                task=self.task,
-                pooling=pooling_of(self.source.folder),
-                checkpoint=None if self.run is None else self.run.work / "recovery.safetensors",
-                callback=after,
-                progress=show,
+            self.history = self._recovered()
+        with self.phase("evaluate"):
+            after = self._quality(self.chosen, "quality-recovered")
+        self.recovery = {"kept": not _better(before, after), "quality": after}
+        if not self.recovery["kept"]:
+            self.student.load_state_dict(unrecovered)
+            text = (
+                f"{self.options.recover_steps} steps of recovery made the model worse on held-out inputs, so "
+                "the weights before it were kept. Use more steps, or more calibration text."
             )
-            self.student.eval().requires_grad_(True)
-            if done is not None:
-                facts = {"history": json.dumps(self.history.to_dict())}
-                atomic_tensors(done, self.student.state_dict(), facts)
+            warnings.warn(LowdimWarning(text), stacklevel=2)
+            self.notes.append(text)
+
+    def _recovered(self) -> History:
+        """Train the student in place, or read what an earlier run has trained."""
+        done = None if self.run is None else self.run.work / "recovered.safetensors"
+        if done is not None and done.exists():
+            tensors, facts = read_tensors(done)
+            self.student.load_state_dict(tensors)
+            row = json.loads(facts["history"])
+            return History(tuple(row["objective"]), tuple(row["residual"]), row["seconds"], row["reason"])
+        tell = self.note("recover")
+        loss = [float("nan")]
+
+        def after(step: int, value: float) -> None:
+            loss[0] = value
+
+        def show(step: int, steps: int) -> None:
+            tell(step, steps, f"loss {loss[0]:.4f}")
+
+        history = recover(
+            self.student,
+            self.source.model,
+            self.inputs.calibration,
+            steps=self.options.recover_steps,
+            seed=self.seed,
+            task=self.task,
+            pooling=pooling_of(self.source.folder),
+            checkpoint=None if self.run is None else self.run.work / "recovery.safetensors",
+            callback=after,
+            progress=show,
+        )
+        self.student.eval()
+        if done is not None:
+            facts = {"history": json.dumps(history.to_dict())}
+            atomic_tensors(done, self.student.state_dict(), facts)
+        return history
 
     def evaluate(self) -> None:
         """Measure quality and speed against the original."""
         with self.phase("evaluate"):
-            name = "quality-final" if self.options.recover_steps else f"quality-{self.chosen}"
+            recovered = self.recovery is not None and self.recovery["kept"]
+            name = "quality-recovered" if recovered else f"quality-{self.chosen}"
             self.quality |= {**self._quality(self.chosen, name), "text": self.inputs.evaluated_on}
             tell = self.note("evaluate")
             names = [layer.name for layer in self.plan.layers]
@@ -458,6 +475,7 @@ class Job:
                 "steps": options.recover_steps,
                 "batches": len(self.inputs.calibration),
                 **self.history.to_dict(),
+                **(self.recovery or {}),
             }
         return plain(report)
 
