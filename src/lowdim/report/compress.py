@@ -95,7 +95,7 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
         cards.append(Card("Parameters kept", percent(kept), note, _share(kept, 1.0)))
     measure = words.main_measure(report)
     if measure is not None:
-        cards.append(_quality_card(measure, report["quality"]))
+        cards.append(_quality_card(measure, report))
     for batch, entry in (report.get("speed") or {}).items():
         if entry.get("ratio"):
             ratio, label = entry["ratio"], f"Speed, batch {batch}"
@@ -104,10 +104,14 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
     return cards
 
 
-def _quality_card(measure: words.Measure, quality: Mapping[str, Any]) -> Card:
+def _quality_card(measure: words.Measure, report: Mapping[str, Any]) -> Card:
+    quality = report["quality"]
     value = quality[measure.key]
     before = (quality.get("before_recovery") or {}).get(measure.key)
-    note = f"{measure.shown(before)} before recovery" if before is not None else "on held-out inputs"
+    undone = (report.get("recovery") or {}).get("kept") is False
+    note = "on held-out inputs"
+    if before is not None and not undone:
+        note = f"{measure.shown(before)} before recovery"
     if measure.key == "perplexity_after" and quality.get("perplexity_before"):
         was = quality["perplexity_before"]
         note = f"was {was:.2f} ({signed_percent(value / was - 1)})"
@@ -289,6 +293,8 @@ def _made(page: Page, report: Mapping[str, Any]) -> None:
         "created": "Written",
     }
     facts += [(title, _plain(report[key])) for key, title in settings.items() if report.get(key) is not None]
+    if report.get("allocations"):
+        facts.append(("Allocation kept", report["allocations"].get("chosen")))
     machine = report.get("machine") or {}
     facts += [(f"Machine: {key}", _plain(value)) for key, value in machine.items() if value is not None]
     page.facts(facts)

@@ -120,6 +120,8 @@ def variants(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     size, quality = report.get("bytes") or {}, dict(report.get("quality") or {})
     speed, int8 = report.get("speed") or {}, report.get("int8") or {}
     before_recovery = quality.pop("before_recovery", None)
+    if (report.get("recovery") or {}).get("kept") is False:
+        before_recovery = None  # recovery was undone: the same model
     # Relative to itself the original is perfect; only perplexity is a figure of its own.
     itself: dict[str, Any] = {
         measure.key: measure.best for measure in MEASURES if _number(quality.get(measure.key)) is not None
@@ -273,9 +275,17 @@ def _recovery(report: Mapping[str, Any]) -> list[str]:
     before = _number((quality.get("before_recovery") or {}).get(measure.key)) if measure else None
     if measure is None or before is None:
         return []
+    steps = f" ({count(recovery['steps'], 'step')})" if _number(recovery.get("steps")) else ""
+    if recovery.get("kept") is False:
+        worse = _number((recovery.get("quality") or {}).get(measure.key))
+        figures = (
+            f" ({measure.inside} {measure.shown(before)} to {measure.shown(worse)})"
+            if worse is not None
+            else ""
+        )
+        return [f"Recovery{steps} made the model worse{figures}, so the weights before it were kept."]
     after = quality[measure.key]
     better = abs(after - measure.best) < abs(before - measure.best)
-    steps = f" ({count(recovery['steps'], 'step')})" if _number(recovery.get("steps")) else ""
     return [
         f"Recovery{steps} {'helped' if better else 'did not help'}: {measure.inside} went from "
         f"{measure.shown(before)} to {measure.shown(after)}."

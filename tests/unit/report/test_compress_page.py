@@ -104,6 +104,16 @@ def test_recovery_that_did_not_help_is_called_so(report):
     assert "did not help" in said(report)
 
 
+def test_recovery_that_was_undone_is_called_so(report):
+    worse = {**report["quality"]["before_recovery"], "cosine": 0.5}
+    report["recovery"] |= {"kept": False, "quality": worse}
+    report["quality"] |= report["quality"]["before_recovery"]
+    text = text_of(report)
+    assert "Recovery (300 steps) made the model worse (cosine to the original 0.851 to 0.500)" in text
+    assert "before recovery" not in text.replace("weights before it", "").replace("before any recovery", "")
+    assert [name for name, _ in words.variants(report)].count("Compressed, before recovery") == 0
+
+
 def test_perplexity(report):
     report["quality"] = {
         "task": "causal",
