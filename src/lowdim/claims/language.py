@@ -18,7 +18,7 @@ __all__ = ["RATES", "STRUCTURES", "Setting", "corpus", "perplexity_after_trainin
 STRUCTURES = ("blast", "lowrank", "blockdiag", "dense")
 
 #: Peak learning rates tried for every structure.
-RATES = (2e-3, 5e-3, 1e-2)
+RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 
 #: The layers that are structured; like the paper's GPT2-S, the attention output stays dense.
 TARGETS = ("attn.c_attn", "mlp.c_fc", "mlp.c_proj")
@@ -52,7 +52,7 @@ class Setting:
     keep: float = 0.25
     blocks: int = 8
     rate: float = 4e-3
-    steps: int = 1000
+    steps: int = 2000
     batch: int = 16
 
 
