@@ -421,11 +421,16 @@ def real_weights_block_diagonal(trial: Trial) -> Measurement:
 
 
 SCRATCH = (
-    "GPT-2 with 2 layers of width 64, context 64, byte-pair vocabulary of 1,024 trained on the training part; 0.9 of"
-    " the WikiText-2 validation articles to train, the last tenth to measure. c_attn, c_fc and MLP c_proj structured"
-    " with at most a quarter of their parameters (attention output dense, as in the paper's GPT2-S); BLAST b = 8 from a"
-    " Latin-square start (a Monarch matrix), block diagonal b = 4. Equal steps (2,000 of 16 x 64 tokens), batches and"
-    " schedule; the peak learning rate of the structured layers is tuned for every structure over the same four rates,"
+    "GPT-2 with 2 layers of width 64, context 64, byte-pair vocabulary of 1,024 trained on the training"
+    " part; 0.9 of"
+    " the WikiText-2 validation articles to train, the last tenth to measure. c_attn, c_fc and MLP c_proj"
+    " structured"
+    " with at most a quarter of their parameters (attention output dense, as in the paper's GPT2-S); BLAST"
+    " b = 8 from a"
+    " Latin-square start (a Monarch matrix), block diagonal b = 4. Equal steps (2,000 of 16 x 64 tokens),"
+    " batches and"
+    " schedule; the peak learning rate of the structured layers is tuned for every structure over the same"
+    " four rates,"
     " in 500 steps measured on a tenth of the training tokens."
 )
 GPT2 = f"{PAPER}, GPT-2 trained from scratch on WikiText-103; figures as restated in arXiv 2512.20861,"
