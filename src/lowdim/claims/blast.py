@@ -308,13 +308,13 @@ def special_cases(trial: Trial) -> Measurement:
     U, V = draw(b, side, rank), draw(b, rank, side)
     S = torch.ones(rank, b, b, dtype=torch.float64)
     stacked = U.reshape(b * side, rank) @ V.permute(1, 0, 2).reshape(rank, b * side)
-    low_rank = Blast.from_factors(U, S, V).dense() - stacked
+    low_rank = Blast.from_factors(U, S, V).dense().detach() - stacked
 
     # Block diagonal: couplings 1 on the diagonal; U_i holds the block, V_i is the identity.
     D = draw(b, side, side)
     eye = torch.eye(side, dtype=torch.float64).expand(b, side, side)
     couplings = torch.eye(b, dtype=torch.float64).expand(side, b, b)
-    diagonal = Blast.from_factors(D, couplings, eye).dense() - torch.block_diag(*D)
+    diagonal = Blast.from_factors(D, couplings, eye).dense().detach() - torch.block_diag(*D)
 
     # Monarch: component group k = (i + j) mod b is the only one switched on in block (i, j).
     t = 2
@@ -330,7 +330,7 @@ def special_cases(trial: Trial) -> Measurement:
     differences = {
         "low_rank": float(low_rank.abs().max()),
         "block_diagonal": float(diagonal.abs().max()),
-        "monarch": float((monarch.dense() - blocks).abs().max()),
+        "monarch": float((monarch.dense().detach() - blocks).abs().max()),
     }
     return Measurement(max(differences.values()), differences)
 
