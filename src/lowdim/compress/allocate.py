@@ -30,7 +30,7 @@ LOWEST = 0.6
 """No layer falls below this fraction of the uniform budget."""
 
 STEP = 8
-"""Ranks are multiples of this (as `rank_for` rounds them)."""
+"""The threshold gives ranks in multiples of this; what is left is spent in smaller steps."""
 
 
 @dataclass(frozen=True)
@@ -214,18 +214,19 @@ def _clip(rank: int, curve: Curve) -> int:
 def _spend_rest(
     ranks: dict[str, int], found: Mapping[str, Curve], gains: Mapping[str, Tensor], rest: int
 ) -> None:
-    """Give what rounding has left to the layers that gain most, in steps of 8 ranks."""
-    while True:
-        affordable = {
-            name: float(gains[name][ranks[name] : ranks[name] + STEP].mean())
-            for name, curve in found.items()
-            if ranks[name] + STEP <= min(curve.highest, len(gains[name])) and STEP * curve.price <= rest
-        }
-        if not affordable:
-            return
-        best = max(affordable, key=lambda name: affordable[name])
-        ranks[best] += STEP
-        rest -= STEP * found[best].price
+    """Give what rounding has left to the layers that gain most, in steps of 8, 4, 2 and 1 ranks."""
+    for step in (STEP, STEP // 2, STEP // 4, 1):
+        while True:
+            affordable = {
+                name: float(gains[name][ranks[name] : ranks[name] + step].mean())
+                for name, curve in found.items()
+                if ranks[name] + step <= min(curve.highest, len(gains[name])) and step * curve.price <= rest
+            }
+            if not affordable:
+                break
+            best = max(affordable, key=lambda name: affordable[name])
+            ranks[best] += step
+            rest -= step * found[best].price
 
 
 def _rank_for(method: str, keep: float, layer: LayerPlan) -> int:
