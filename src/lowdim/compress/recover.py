@@ -25,6 +25,9 @@ __all__ = ["recover"]
 
 FORMAT = 1
 
+SHORTEST_WARMUP = 20
+"""Steps; the first updates of AdamW move every number by the whole learning rate, which alone does harm."""
+
 
 def recover(
     student: nn.Module,
@@ -74,7 +77,8 @@ def recover(
     distillation : Distillation, optional
         Another weighting of the loss; replaces `task` and `pooling`.
     warmup : float
-        Fraction of the steps with growing learning rate.
+        Fraction of the steps with growing learning rate; at least 20 steps, so that a few steps alone (which
+        do not reach `lr`) do little harm.
     clip : float
         Largest norm of the gradient.
     checkpoint : path, optional
@@ -176,7 +180,7 @@ def recover(
 
 def schedule(step: int, steps: int, warmup: float) -> float:
     """Return the learning rate at a step as a fraction of the highest: linear warm-up, cosine to 5 %."""
-    rising = max(1, round(warmup * steps))
+    rising = max(SHORTEST_WARMUP, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))

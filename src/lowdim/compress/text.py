@@ -20,7 +20,7 @@ __all__ = ["Text", "batches", "builtin_text", "read_text"]
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 USUAL_COLUMNS = ("text", "sentence", "content")
-CHARACTERS_PER_TOKEN = 6  # more than English needs, so that only what truncation would lose is cut off
+CHARACTERS_PER_TOKEN = 6  # more than English needs
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,8 @@ def batches(
     Parameters
     ----------
     text : Text or sequence of str
-        The paragraphs. Very long ones are cut in pieces at white space.
+        The paragraphs. Those several times as long as `max_length` are cut in pieces at white space, the
+        others are truncated.
     tokenizer : transformers tokenizer
         Called with a list of texts. Without a padding token its end-of-text token pads (masked).
     tokens : int or None
@@ -380,8 +381,13 @@ def batches(
 
 
 def _pieces(paragraph: str, longest: int) -> list[str]:
-    """Cut a paragraph at white space into pieces of at most `longest` characters."""
-    pieces = []
+    """Cut a paragraph at white space into pieces of at most `longest` characters.
+
+    Up to twice that it stays one text: truncation then loses its end, and one paragraph is one input.
+    """
+    pieces: list[str] = []
+    if len(paragraph) <= 2 * longest:
+        return [paragraph]
     while len(paragraph) > longest:
         cut = paragraph.rfind(" ", 1, longest + 1)
         cut = cut if cut > 0 else longest

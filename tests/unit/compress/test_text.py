@@ -167,3 +167,8 @@ def test_batches_refuse_sizes_that_are_not_positive(option):
         batches(["a"], Letters(), **{option: 0})
     with pytest.raises(DataError, match="there is no text"):
         batches([], Letters())
+
+
+def test_a_paragraph_somewhat_too_long_stays_one_input():
+    found = batches(["x" * 100 + " " + "y" * 139], Letters(), tokens=None, max_length=20)
+    assert [batch["input_ids"].shape for batch in found] == [(1, 20)]
