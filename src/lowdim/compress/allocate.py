@@ -29,8 +29,8 @@ __all__ = ["Curve", "allocate", "curves", "sensitivities"]
 LOWEST = 0.6
 """No layer falls below this fraction of the uniform budget."""
 
-STEP = 8
-"""The threshold gives ranks in multiples of this; what is left is spent in smaller steps."""
+ALIGNMENT_LOSS = 0.03
+"""Largest fraction of a rank that rounding to a multiple kernels like may cost."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,7 @@ def allocate(
     budget = plan.compressible_after
 
     def ranks_at(threshold: float) -> dict[str, int]:
-        return {
-            name: _clip(int((gains[name] >= threshold).sum()) // STEP * STEP, curve)
-            for name, curve in found.items()
-        }
+        return {name: _clip(int((gains[name] >= threshold).sum()), curve) for name, curve in found.items()}
 
     def spent(ranks: Mapping[str, int]) -> int:
         return sum(rank * found[name].price for name, rank in ranks.items())
@@ -201,10 +198,10 @@ def allocate(
         middle = (low + high) / 2
         low, high = (low, middle) if spent(ranks_at(middle)) <= budget else (middle, high)
     ranks = ranks_at(high)
-    if spent(ranks) > budget:  # rounding up at the lower clip: nothing to share
+    if spent(ranks) > budget:  # the lower limits alone take all of it
         return plan, weights
     _spend_rest(ranks, found, gains, budget - spent(ranks))
-    return plan.with_ranks(ranks), weights
+    return plan.with_ranks({name: _aligned(rank) for name, rank in ranks.items()}), weights
 
 
 def _clip(rank: int, curve: Curve) -> int:
@@ -214,19 +211,24 @@ def _clip(rank: int, curve: Curve) -> int:
 def _spend_rest(
     ranks: dict[str, int], found: Mapping[str, Curve], gains: Mapping[str, Tensor], rest: int
 ) -> None:
-    """Give what rounding has left to the layers that gain most, in steps of 8, 4, 2 and 1 ranks."""
-    for step in (STEP, STEP // 2, STEP // 4, 1):
-        while True:
-            affordable = {
-                name: float(gains[name][ranks[name] : ranks[name] + step].mean())
-                for name, curve in found.items()
-                if ranks[name] + step <= min(curve.highest, len(gains[name])) and step * curve.price <= rest
-            }
-            if not affordable:
-                break
-            best = max(affordable, key=lambda name: affordable[name])
-            ranks[best] += step
-            rest -= step * found[best].price
+    """Give the parameters that are left, rank by rank, to the layers that gain most."""
+    while True:
+        affordable = {
+            name: float(gains[name][ranks[name]])
+            for name, curve in found.items()
+            if ranks[name] < min(curve.highest, len(gains[name])) and curve.price <= rest
+        }
+        if not affordable:
+            return
+        best = max(affordable, key=lambda name: affordable[name])
+        ranks[best] += 1
+        rest -= found[best].price
+
+
+def _aligned(rank: int) -> int:
+    """Round down to a multiple of 8, 4 or 2 where that costs little, as `rank_for` does."""
+    multiple = next(step for step in (8, 4, 2, 1) if rank % step <= ALIGNMENT_LOSS * rank)
+    return rank - rank % multiple
 
 
 def _rank_for(method: str, keep: float, layer: LayerPlan) -> int:

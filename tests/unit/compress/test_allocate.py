@@ -36,7 +36,7 @@ def test_it_is_the_best_choice_of_all(decays):
     best = min(value(ranks) for ranks in choices if sum(ranks) <= budget)
     ranks = [layer.rank for layer in result.layers]
     assert result.compressible_after <= shared.compressible_after
-    assert value(ranks) <= 1.05 * best  # steps of 8 may cost a little against the best integers
+    assert value(ranks) <= 1.03 * best  # alignment may cost a little
     assert all(8 <= rank < 32 for rank in ranks)
 
 
