@@ -12,7 +12,7 @@ from lowdim.algebra import Blast, LowRank, StructuredLinear
 from lowdim.algebra.kernels import blast_product, choose_path, feature_major, product, token_major
 from lowdim.errors import DataError
 
-SIZES = [(1, 1, 5, 7, 3), (2, 4, 3, 2, 5), (4, 2, 2, 3, 5), (16, 16, 2, 2, 3)]
+SIZES = [(1, 1, 5, 7, 3), (2, 3, 130, 4, 3), (2, 4, 3, 2, 5), (4, 2, 2, 3, 5), (16, 16, 2, 2, 3)]
 
 
 def factors(b1: int, b2: int, p: int, q: int, r: int) -> tuple[torch.Tensor, ...]:
@@ -39,31 +39,32 @@ def test_every_order_agrees_with_the_definition(size, tokens, path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_scratch_memory_does_not_show(mode, dtype):
     U, S, V = (f.to(dtype) for f in factors(16, 16, 2, 2, 300))
-    inputs = [torch.randn(tokens, 32, dtype=dtype) for tokens in (500, 20, 230, 501)]
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-10  # of outputs of size 100
+    inputs = [torch.randn(tokens, 32, dtype=dtype) for tokens in (500, 20, 130, 231)]
     expected = [feature_major(x, U.requires_grad_(), S, V) for x in inputs]
     with mode():
         results = [blast_product(x.view(1, *x.shape), U, S, V) for x in inputs]
     with ThreadPoolExecutor(4) as pool, torch.no_grad():
         threads = list(pool.map(lambda x: blast_product(x, U.detach(), S, V), inputs * 5))
     for k, wanted in enumerate(expected):
-        torch.testing.assert_close(results[k][0], wanted)
-        torch.testing.assert_close(threads[k + 8], wanted)
+        torch.testing.assert_close(results[k][0], wanted, rtol=0, atol=tolerance)
+        torch.testing.assert_close(threads[k + 8], wanted, rtol=0, atol=tolerance)
         assert results[k].is_contiguous()
 
 
 def test_scratch_memory_is_for_plain_products_only():
     U, S, V = (f.float() for f in factors(16, 16, 2, 2, 300))
-    x = torch.randn(3, 100, 32)
+    x = torch.randn(3, 150, 32)
     with torch.no_grad():
         assert product._may_use_scratch(x[0], U, S, V)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert blast_product(x[0], U, S, V).dtype == torch.bfloat16
         mapped = torch.vmap(lambda x: blast_product(x, U, S, V))(x)
-        torch.testing.assert_close(mapped, blast_product(x, U, S, V))
+        torch.testing.assert_close(mapped, blast_product(x, U, S, V), rtol=0, atol=1e-3)
         module = StructuredLinear(Blast.from_factors(U, S, V))
         with FlopCounterMode(display=False) as counter:
             module(x[0])
-        assert counter.get_total_flops() == 100 * module.operator.flops()
+        assert counter.get_total_flops() == 150 * module.operator.flops()
     assert not product._may_use_scratch(x[0], U, S, V)
 
 

@@ -30,10 +30,13 @@ _FEW_TOKENS = 16
 _SMALL_PRODUCT = 400
 # So few couplings (times tokens) are read in their stored order faster than they are transposed.
 _FEW_COUPLINGS = 32
-# Numbers of z, w and y in the scratch memory of a thread (8 MB in float32); more tokens pass in parts.
+# Rows p of a block (and tokens: a larger transpose misses the cache) up to which the last product is
+# faster with the tokens in the columns, too.
+_FEW_ROWS = 128
+# Numbers of z and w in the scratch memory of a thread (8 MB in float32); more tokens pass in parts.
 _SCRATCH = 2**21
 # Below so many numbers the allocator keeps its pages and scratch memory gains nothing.
-_WORTH_SCRATCH = 2**16
+_WORTH_SCRATCH = 2**20
 
 
 def choose_path(tokens: int, b1: int, b2: int) -> Path:
@@ -69,13 +72,21 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
     w = torch.bmm(S, z.transpose(0, 1))  # (r, b1, N)
-    # The last product returns to tokens first: its output needs only a copy of whole rows.
-    y = torch.bmm(w.permute(1, 2, 0), U.mT)  # (b1, N, p)
-    return _side_by_side(y)
+    return _last(w, U)
+
+
+def _last(w: Tensor, U: Tensor) -> Tensor:
+    """Return ``U_i w_i`` of ``w (r, b1, N)`` with tokens first, ``(N, b1 p)``, contiguous."""
+    b1, p, _ = U.shape
+    if p < _FEW_ROWS and (torch.compiler.is_exporting() or w.shape[2] <= _FEW_ROWS):
+        y = torch.bmm(U, w.transpose(0, 1))  # (b1, p, N)
+        return y.view(b1 * p, y.shape[2]).t().contiguous()
+    # With many rows per block the product itself may return to tokens first; the copy then moves whole rows.
+    return _side_by_side(torch.bmm(w.permute(1, 2, 0), U.mT))
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps for z, w and y between products."""
+    """Memory that a thread keeps for z and w between products."""
 
     def __init__(self) -> None:
         self.memory: dict[torch.dtype, Tensor] = {}
@@ -112,16 +123,14 @@ def _may_use_scratch(x: Tensor, *factors: Tensor) -> bool:
 def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     """Compute `feature_major` in memory that is kept: fresh pages would cost up to a third of the time."""
     (b1, p, r), (b2, _, q), tokens = U.shape, V.shape, x.shape[0]
-    room = min(tokens, max(64, _SCRATCH // (r * (b1 + b2) + b1 * p) // 32 * 32))
-    result = x.new_empty(tokens, b1, p)
+    room = min(tokens, max(64, _SCRATCH // (r * (b1 + b2)) // 32 * 32))
+    result = x.new_empty(tokens, b1 * p)
     for part, into in zip(x.reshape(tokens, b2, q).split(room), result.split(room), strict=True):
-        N = part.shape[0]
-        z, w, y = _scratch.take(x.dtype, (b2, r, N), (r, b1, N), (b1, N, p))
+        z, w = _scratch.take(x.dtype, (b2, r, part.shape[0]), (r, b1, part.shape[0]))
         torch.bmm(V, part.permute(1, 2, 0), out=z)
         torch.bmm(S, z.transpose(0, 1), out=w)
-        torch.bmm(w.permute(1, 2, 0), U.mT, out=y)
-        into.copy_(y.transpose(0, 1))
-    return result.view(tokens, b1 * p)
+        into.copy_(_last(w, U))
+    return result
 
 
 def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
