@@ -25,7 +25,7 @@ def main(report: str) -> None:
         page = context.new_page()
         page.goto(Path(report).resolve().as_uri())
         page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
-        # Down to the end of the first figure, whatever the numbers are.
+        # Down to the end of what was kept and lost, however many sentences that takes.
         end = page.locator("figure.plot").first.evaluate(
             "f => f.getBoundingClientRect().bottom + scrollY + 20"
         )
