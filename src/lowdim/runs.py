@@ -111,6 +111,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     ----------
     path : path
 
+    Returns
+    -------
+    object
+
     Raises
     ------
     RunError

@@ -64,6 +64,11 @@ class LayerPlan:
         (b1, b2); None for low rank.
     parameters : int
         Numbers in the factors.
+
+    Examples
+    --------
+    >>> LayerPlan("0", ("0",), (64, 32), "lowrank", 8, None, parameters=768).kept
+    0.375
     """
 
     name: str
@@ -141,6 +146,13 @@ class Plan:
         The budget.
     parameters_before : int
         Of the whole model.
+
+    Examples
+    --------
+    >>> layer = LayerPlan("0", ("0",), (64, 32), "lowrank", 8, None, parameters=768)
+    >>> found = Plan((layer,), (), "lowrank", 0.5, parameters_before=2112)
+    >>> found.compressible_before, found.compressible_after, found.parameters_after
+    (2048, 768, 832)
     """
 
     layers: tuple[LayerPlan, ...]
@@ -286,7 +298,7 @@ def plan(
     --------
     >>> found = plan(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2)), keep=0.5)
     >>> [(layer.name, layer.structure, layer.rank) for layer in found.layers]
-    [('0', 'blast', 8)]
+    [('0', 'blast', 15)]
     >>> found.left_alone[0].reason
     '2 outputs: too narrow to gain'
     """
