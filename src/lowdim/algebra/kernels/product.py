@@ -33,10 +33,11 @@ _FEW_COUPLINGS = 32
 # Rows p of a block (and tokens: a larger transpose misses the cache) up to which the last product is
 # faster with the tokens in the columns, too.
 _FEW_ROWS = 128
-# Numbers of z and w in the scratch memory of a thread (8 MB in float32); more tokens pass in parts.
-_SCRATCH = 2**21
-# Below so many numbers the allocator keeps its pages and scratch memory gains nothing.
-_WORTH_SCRATCH = 2**20
+# Without gradients, many tokens pass in parts of so many: z and w stay in the cache. No power of two,
+# whose strides collide in the cache.
+_PART = 96
+# Numbers in a memory page, and a shift by a third of it in whole cache lines.
+_PAGE, _SHIFT = 1024, 336
 
 
 def choose_path(tokens: int, b1: int, b2: int) -> Path:
@@ -86,19 +87,24 @@ def _last(w: Tensor, U: Tensor) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """Memory that a thread keeps for z and w between products."""
+    """Memory that a thread keeps for z, w and y between products."""
 
     def __init__(self) -> None:
         self.memory: dict[torch.dtype, Tensor] = {}
 
     def take(self, dtype: torch.dtype, *shapes: tuple[int, int, int]) -> list[Tensor]:
+        # Each begins elsewhere within a memory page: equal places would collide in the cache.
         sizes = [math.prod(shape) for shape in shapes]
+        strides = [size + -size % _PAGE + _SHIFT for size in sizes]
         flat = self.memory.get(dtype)
-        if flat is None or flat.numel() < sum(sizes):
+        if flat is None or flat.numel() < sum(strides):
             with torch.inference_mode(False):
-                flat = self.memory[dtype] = torch.empty(sum(sizes), dtype=dtype, device="cpu")
-        parts = flat[: sum(sizes)].split(sizes)
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+                flat = self.memory[dtype] = torch.empty(sum(strides), dtype=dtype, device="cpu")
+        starts = [sum(strides[:k]) for k in range(len(shapes))]
+        return [
+            flat[start : start + size].view(shape)
+            for start, size, shape in zip(starts, sizes, shapes, strict=True)
+        ]
 
 
 _scratch = _Scratch()
@@ -108,9 +114,8 @@ def _may_use_scratch(x: Tensor, *factors: Tensor) -> bool:
     """Return whether these are plain CPU tensors and nobody watches, transforms or differentiates."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
         return False
-    r, b1, b2 = factors[1].shape
     return (
-        x.shape[0] * r * (b1 + b2) >= _WORTH_SCRATCH
+        x.shape[0] >= 3 * _PART // 2
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and all(type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype for t in (x, *factors))
@@ -121,16 +126,25 @@ def _may_use_scratch(x: Tensor, *factors: Tensor) -> bool:
 
 
 def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
-    """Compute `feature_major` in memory that is kept: fresh pages would cost up to a third of the time."""
+    """Compute `feature_major` part by part in memory that is kept: fresh pages can cost half of the time."""
     (b1, p, r), (b2, _, q), tokens = U.shape, V.shape, x.shape[0]
-    room = min(tokens, max(64, _SCRATCH // (r * (b1 + b2)) // 32 * 32))
-    result = x.new_empty(tokens, b1 * p)
-    for part, into in zip(x.reshape(tokens, b2, q).split(room), result.split(room), strict=True):
-        z, w = _scratch.take(x.dtype, (b2, r, part.shape[0]), (r, b1, part.shape[0]))
+    # With few blocks z and w are small beside the input, and larger parts are better.
+    step = _PART if b1 + b2 > 8 else 4 * _PART
+    result = x.new_empty(tokens, b1, p)
+    N = 0
+    for part, into in zip(x.reshape(tokens, b2, q).split(step), result.split(step), strict=True):
+        if part.shape[0] != N:
+            N = part.shape[0]
+            z, w, y = _scratch.take(x.dtype, (b2, r, N), (r, b1, N), (b1, p, N))
         torch.bmm(V, part.permute(1, 2, 0), out=z)
         torch.bmm(S, z.transpose(0, 1), out=w)
-        into.copy_(_last(w, U))
-    return result
+        if p < _FEW_ROWS:
+            torch.bmm(U, w.transpose(0, 1), out=y)
+            into.view(N, b1 * p).copy_(y.view(b1 * p, N).t())
+        else:
+            torch.bmm(w.permute(1, 2, 0), U.mT, out=y.view(b1, N, p))
+            into.copy_(y.view(b1, N, p).transpose(0, 1))
+    return result.view(tokens, b1 * p)
 
 
 def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
