@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lowdim.compress.calibrate import Moments
 from lowdim.compress.modules import replace_module
 from lowdim.compress.plan import METHODS, LayerPlan, Plan
 from lowdim.compress.ranks import Ranks
+from lowdim.compress.workers import each
 from lowdim.errors import BudgetError, DataError, Diverged, RankError, ShapeError
 from lowdim.runs import atomic_tensors, digest, read_tensors
 
@@ -137,9 +139,9 @@ def factorize_layers(
     device : torch.device, optional
         Where to compute; by default where the weight is.
     progress : callable, optional
-        Called with (layers done, layers in all, what is going on).
+        Called with (layers done, layers in all, what is going on), one call at a time, from any thread.
     callback : callable, optional
-        Called with every finished `Layer`.
+        Called with every finished `Layer`, in the order in which they finish.
 
     Returns
     -------
@@ -156,16 +158,20 @@ def factorize_layers(
     total = len(plan.layers)
     ranks = ranks or Ranks()
     done: dict[str, Layer] = {}
+    turn = threading.Lock()
+
+    def note(text: str) -> None:
+        if progress is not None:
+            with turn:
+                progress(min(len(done) * ranks.world, total), total, text)
+
+    def work(entry: LayerPlan) -> Layer:
+        note(entry.name)
+        return _one(model, entry, plan.method, moments, options, folder, device, note)
+
     with ranks.together():
-        for entry in plan.layers[ranks.rank :: ranks.world]:
-
-            def note(text: str) -> None:
-                if progress is not None:
-                    progress(min(len(done) * ranks.world, total), total, text)
-
-            note(entry.name)
-            layer = _one(model, entry, plan.method, moments, options, folder, device, note)
-            done[entry.name] = layer
+        for layer in each(work, plan.layers[ranks.rank :: ranks.world], on_cpu=_on_cpu(model, device)):
+            done[layer.plan.name] = layer
             note(_told(layer))
             if callback is not None:
                 callback(layer)
@@ -202,6 +208,10 @@ def install_layers(model: nn.Module, layers: list[Layer]) -> None:
                 new.bias.requires_grad_(bias.requires_grad)
             new.train(old.training)
             replace_module(model, old, new)
+
+
+def _on_cpu(model: nn.Module, device: torch.device | None) -> bool:
+    return (device or next(model.parameters()).device).type == "cpu"
 
 
 def _one(
