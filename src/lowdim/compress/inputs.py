@@ -22,6 +22,9 @@ MAX_LENGTH = 128
 HELDOUT_LENGTH = 64
 """Longest held-out text of an embedding model; language models get `MAX_LENGTH`."""
 
+RECOVERY_BATCH = 16
+"""Texts per step of recovery: more steps teach more than longer ones at the same cost."""
+
 TIMED_LENGTH = 32
 """Tokens per text in the measurement of speed."""
 
@@ -42,6 +45,9 @@ class Inputs:
         "calibration" of report.json.
     evaluated_on : str
         A sentence for the report.
+    recovery : list
+        Batches of the calibration text, cut for recovery; empty where the caller gave batches (then the
+        calibration batches serve).
     notes : list of str
         For the report.
     """
@@ -51,6 +57,7 @@ class Inputs:
     timed: Any
     about: dict[str, Any]
     evaluated_on: str
+    recovery: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -98,7 +105,9 @@ def prepare(
     if wants_text and source.tokenizer is None:
         return _without_text(source, calibration, evaluation, needed)
     longest = _longest(source)
+    length = min(HELDOUT_LENGTH if task == "embedding" else MAX_LENGTH, longest)
     notes: list[str] = []
+    recovery: list[Any] = []
     if _is_text(calibration):
         text = _read(calibration, "calibration")
         rows = batches(
@@ -106,6 +115,14 @@ def prepare(
             _tokenizer(source),
             tokens=calibration_tokens,
             max_length=min(MAX_LENGTH, longest),
+            seed=seed,
+        )
+        recovery = batches(
+            text,
+            _tokenizer(source),
+            tokens=calibration_tokens,
+            max_length=length,
+            batch_size=RECOVERY_BATCH,
             seed=seed,
         )
         about = {
@@ -121,16 +138,16 @@ def prepare(
         notes.append(
             "The quality was measured on the calibration inputs, for no others were given: evaluation=..."
         )
-        return Inputs(rows, rows, rows[0], about, "the calibration inputs", notes)
+        return Inputs(rows, rows, rows[0], about, "the calibration inputs", notes=notes)
     if not _is_text(evaluation):
         heldout = _batches(evaluation, "evaluation")
-        return Inputs(rows, heldout, heldout[0], about, f"{len(heldout)} batches given in Python", notes)
+        told = f"{len(heldout)} batches given in Python"
+        return Inputs(rows, heldout, heldout[0], about, told, recovery, notes)
     text = _read(evaluation, "heldout")
-    length = min(HELDOUT_LENGTH if task == "embedding" else MAX_LENGTH, longest)
     tokenizer = _tokenizer(source)
     heldout = batches(text, tokenizer, tokens=None, max_length=length, seed=seed)
     timed = batches(text, tokenizer, tokens=None, max_length=min(TIMED_LENGTH, longest), seed=seed)[-1]
-    return Inputs(rows, heldout, timed, about, text.note, notes)
+    return Inputs(rows, heldout, timed, about, text.note, recovery, notes)
 
 
 def source_digest(given: Any) -> str | None:
@@ -197,7 +214,7 @@ def _without_text(source: Source, calibration: Any, evaluation: Any, needed: boo
             "dictionaries), or pass a tokenizer, or use the weight-only method 'svd'."
         )
     note = f"{kind} has no tokenizer: nothing was calibrated or evaluated. Give calibration=... from Python."
-    return Inputs([], [], None, {"text": "none", "tokens": 0}, "nothing", [note])
+    return Inputs([], [], None, {"text": "none", "tokens": 0}, "nothing", notes=[note])
 
 
 def _tokenizer(source: Source) -> Any:

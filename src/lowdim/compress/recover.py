@@ -35,7 +35,7 @@ def recover(
     batches: Sequence[Batch],
     *,
     steps: int,
-    lr: float = 1e-3,
+    lr: float = 2e-4,
     seed: int = 0,
     task: Task = "embedding",
     pooling: str = "mean",

@@ -330,7 +330,7 @@ class Job:
         history = recover(
             self.student,
             self.source.model,
-            self.inputs.calibration,
+            self.inputs.recovery or self.inputs.calibration,
             steps=self.options.recover_steps,
             seed=self.seed,
             task=self.task,
@@ -473,7 +473,7 @@ class Job:
         if self.history is not None:
             report["recovery"] = {
                 "steps": options.recover_steps,
-                "batches": len(self.inputs.calibration),
+                "batches": len(self.inputs.recovery or self.inputs.calibration),
                 **self.history.to_dict(),
                 **(self.recovery or {}),
             }
