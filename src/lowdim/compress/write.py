@@ -111,6 +111,9 @@ def write_checkpoint(
                 staging / "report.json", json.dumps(report, indent=2, allow_nan=False, default=str) + "\n"
             )
         _write_text(staging / "README.md", model_card(model, report or {}, dense=dense))
+        for weights in staging.glob("*.safetensors"):
+            # safetensors writes for the owner alone; the weights may be read by whom the text may.
+            shutil.copymode(staging / "README.md", weights)
         return _move_in(staging, target)
     except Exception as error:
         if not _is_disk_error(error):

@@ -7,6 +7,7 @@ import architectures
 import pytest
 import torch
 
+from lowdim.algebra import LowRank, StructuredLinear
 from lowdim.compress import write
 from lowdim.compress.modules import structured_modules
 from lowdim.compress.write import load_weights, write_checkpoint
@@ -168,3 +169,10 @@ def test_uncompressed_models_are_written_as_they_are(tmp_path):
     batch = architectures.inputs(model)
     assert torch.equal(architectures.answer(again, batch), architectures.answer(model, batch))
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+def test_whoever_may_read_the_card_may_read_the_weights(tmp_path):
+    model = torch.nn.Sequential(StructuredLinear(LowRank(8, 4, rank=2)))
+    write_checkpoint(model, tmp_path)
+    modes = {name: (tmp_path / name).stat().st_mode for name in ("README.md", "model.safetensors")}
+    assert modes["README.md"] == modes["model.safetensors"]
