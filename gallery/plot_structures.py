@@ -36,7 +36,7 @@ errors = {
     name: [factorize(matrix, structure, keep=keep, **options).weight_error for keep in keeps]
     for name, (structure, options) in structures.items()
 }
-diagonal = factorize(matrix, BlockDiagonal, blocks=2).weight_error
+diagonal = factorize(matrix, BlockDiagonal, keep=0.5, blocks=2).weight_error
 
 # %%
 # BLAST keeps more of the matrix than the truncated SVD at every budget, and
