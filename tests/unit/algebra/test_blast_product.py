@@ -56,7 +56,7 @@ def test_scratch_memory_is_for_plain_products_only():
     U, S, V = (f.float() for f in factors(16, 16, 2, 2, 300))
     x = torch.randn(3, 150, 32)
     with torch.no_grad():
-        assert product._may_use_scratch(x[0], U, S, V)
+        assert product.unwatched(x[0], U, S, V)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert blast_product(x[0], U, S, V).dtype == torch.bfloat16
         mapped = torch.vmap(lambda x: blast_product(x, U, S, V))(x)
@@ -65,7 +65,7 @@ def test_scratch_memory_is_for_plain_products_only():
         with FlopCounterMode(display=False) as counter:
             module(x[0])
         assert counter.get_total_flops() == 150 * module.operator.flops()
-    assert not product._may_use_scratch(x[0], U, S, V)
+    assert not product.unwatched(x[0], U, S, V)
 
 
 def test_gradients_of_both_orders_agree():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowdim.algebra import Blast, Dense, LowRank, StructuredLinear, is_linear, weight_matrix
+from lowdim.algebra import Blast, Dense, Identity, LowRank, StructuredLinear, is_linear, weight_matrix
 from lowdim.errors import ShapeError
 
 
@@ -76,3 +76,17 @@ def test_weight_of_a_structured_layer_is_differentiable():
     layer = StructuredLinear(Blast(8, 4, rank=2, blocks=2))
     weight_matrix(layer).square().sum().backward()
     assert all(p.grad is not None for p in layer.parameters())
+
+
+def test_the_bias_is_never_added_to_the_input_or_a_weight():
+    x, bias = torch.randn(3, 4), torch.ones(4)
+    layer = StructuredLinear(Identity(4), bias)
+    before = x.clone()
+    with torch.no_grad():
+        y = layer(x)
+    assert torch.equal(x, before)
+    assert torch.equal(y, before + 1)
+    dense = StructuredLinear(LowRank(4, 4, rank=2), bias)
+    with torch.no_grad():
+        assert torch.allclose(dense(x), dense(x.clone().requires_grad_()), atol=1e-6)
+        assert torch.equal(dense(x), dense(x))

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Path", "choose_path", "feature_major", "token_major"]
+__all__ = ["Path", "choose_path", "feature_major", "token_major", "unwatched"]
 
 Path = Literal["feature", "token", "triton", "fused"]
 
@@ -68,7 +68,7 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     -------
     Tensor of shape (N, b1 p), contiguous
     """
-    if _may_use_scratch(x, U, S, V):
+    if x.shape[0] >= 3 * _PART // 2 and unwatched(x, U, S, V):
         return _feature_in_scratch(x, U, S, V)
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
@@ -110,15 +110,23 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _may_use_scratch(x: Tensor, *factors: Tensor) -> bool:
-    """Return whether these are plain CPU tensors and nobody watches, transforms or differentiates."""
+def unwatched(*tensors: Tensor) -> bool:
+    """Return whether these are plain CPU tensors and nobody watches, transforms or differentiates.
+
+    Then memory may be reused and results written in place.
+
+    Parameters
+    ----------
+    *tensors : Tensor
+        Of one dtype, float32 or float64.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
         return False
+    first = tensors[0]
     return (
-        x.shape[0] >= 3 * _PART // 2
-        and x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == x.dtype for t in (x, *factors))
+        first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.float64)
+        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == first.dtype for t in tensors)
         and not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.maybe_current_level() is None
         and torch._C._len_torch_dispatch_stack() == 0
