@@ -68,7 +68,8 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     -------
     Tensor of shape (N, b1 p), contiguous
     """
-    if x.shape[0] >= 3 * _PART // 2 and unwatched(x, U, S, V):
+    # In this order: an export must not see a question about the number of tokens.
+    if unwatched(x, U, S, V) and x.shape[0] >= 3 * _PART // 2:
         return _feature_in_scratch(x, U, S, V)
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
