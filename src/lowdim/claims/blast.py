@@ -431,7 +431,9 @@ SCRATCH = (
     " batches and"
     " schedule; the peak learning rate of the structured layers is tuned for every structure over the same"
     " four rates,"
-    " in 500 steps measured on a tenth of the training tokens."
+    " in 500 steps measured on a tenth of the training tokens. The number of steps was chosen with"
+    " these validation figures in sight, on one seed: at 500 and 1,000 steps block diagonal led; no"
+    " untouched split confirms it."
 )
 GPT2 = f"{PAPER}, GPT-2 trained from scratch on WikiText-103; figures as restated in arXiv 2512.20861,"
 " table 1"

@@ -244,7 +244,7 @@ def read_pretrained(source: str, *, dtype: torch.dtype | None = None) -> Any:
     names = [name for name in getattr(config, "architectures", None) or [] if hasattr(transformers, name)]
     model_class = getattr(transformers, names[0]) if names else transformers.AutoModel
     try:
-        return model_class.from_pretrained(source, dtype=dtype or "auto")
+        return model_class.from_pretrained(source, dtype=dtype or "auto", use_safetensors=True)
     except RunError:
         raise
     except (OSError, ValueError, SafetensorError) as error:

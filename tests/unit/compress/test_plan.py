@@ -175,3 +175,17 @@ def test_other_ranks_and_layers():
     assert [layer.name for layer in rest.layers] == ["1"]
     assert rest.parameters_after == found.parameters_before - 64 * 64 + 16 * 128
     assert list(found.table()["rank"]) == [16, 16]
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from lowdim.compress.transformers import read_pretrained
+    from lowdim.errors import DataError
+
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    config.save_pretrained(tmp_path)
+    torch.save(transformers.BertModel(config).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"model\.safetensors"):
+        read_pretrained(str(tmp_path))
