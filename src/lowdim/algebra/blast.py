@@ -77,6 +77,7 @@ class Blast(Operator):
     """
 
     structure: ClassVar[str] = "blast"
+    takes_bias: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -228,12 +229,13 @@ class Blast(Operator):
                 return (b, b)
         return (1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``A x`` on the last axis: ``(..., n) -> (..., m)``."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``A x`` (plus a bias, if given) on the last axis: ``(..., n) -> (..., m)``."""
         self._check_input(x, self.in_features, "in_features")
         if self.pad:
-            return self._padded(x, self.U, self.S, self.V, self.out_features)
-        return blast_product(x, self.U, self.S, self.V)
+            y = self._padded(x, self.U, self.S, self.V, self.out_features)
+            return y if bias is None else y + bias
+        return blast_product(x, self.U, self.S, self.V, bias=bias)
 
     def adjoint_forward(self, y: Tensor) -> Tensor:
         """Return ``A^H y``: a Blast product with the factors' roles exchanged."""

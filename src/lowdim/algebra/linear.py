@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lowdim.algebra.blast import Blast
-from lowdim.algebra.kernels.product import unwatched
 from lowdim.algebra.operator import Operator
 from lowdim.errors import ShapeError
 
@@ -191,13 +190,10 @@ class StructuredLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A x + bias`` on the last axis."""
+        if self.bias is not None and self.operator.takes_bias:
+            return self.operator(x, self.bias)
         y = self.operator(x)
-        if self.bias is None:
-            return y
-        if unwatched(y, self.bias) and y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr():
-            # In place: memory pages that are new for every sum cost more than the sum.
-            return y.add_(self.bias)
-        return y + self.bias
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         """Describe the sizes in ``repr``."""

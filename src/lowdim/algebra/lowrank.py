@@ -94,6 +94,7 @@ class LowRank(Operator):
     """
 
     structure: ClassVar[str] = "lowrank"
+    takes_bias: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -152,10 +153,10 @@ class LowRank(Operator):
         """Return (1, 1): an m x n matrix is not cut."""
         return (1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``U (V x)``."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``U (V x)``, plus a bias if given."""
         self._check_input(x, self.in_features, "in_features")
-        return nn.functional.linear(nn.functional.linear(x, self.V), self.U)
+        return nn.functional.linear(nn.functional.linear(x, self.V), self.U, bias)
 
     def adjoint_forward(self, y: Tensor) -> Tensor:
         """Return ``V^H (U^H y)``."""

@@ -75,6 +75,8 @@ class Operator(nn.Module):
     """
 
     structure: ClassVar[str] = ""
+    #: Whether ``forward(x, bias)`` adds a bias (m,) at less cost than a sum afterwards.
+    takes_bias: ClassVar[bool] = False
     _structures: ClassVar[dict[str, type[Operator]]] = {}
 
     in_features: int
@@ -245,6 +247,7 @@ class Dense(Operator):
     """
 
     structure = "dense"
+    takes_bias: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -272,10 +275,10 @@ class Dense(Operator):
         operator.weight = nn.Parameter(matrix.detach().clone(memory_format=torch.contiguous_format))
         return operator
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``W x``."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return ``W x``, plus a bias if given."""
         self._check_input(x, self.in_features, "in_features")
-        return nn.functional.linear(x, self.weight)
+        return nn.functional.linear(x, self.weight, bias)
 
     def adjoint_forward(self, y: Tensor) -> Tensor:
         """Return ``W^H y``."""

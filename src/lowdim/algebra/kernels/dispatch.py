@@ -16,20 +16,23 @@ from lowdim.errors import DataError, LowdimWarning
 __all__ = ["blast_product", "candidates", "quickest"]
 
 
-def _triton(x: Tensor, U: Tensor, S: Tensor, V: Tensor, *, fused: bool = False) -> Tensor:
+def _triton(
+    x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None = None, *, fused: bool = False
+) -> Tensor:
     from lowdim.algebra.kernels.triton import triton_product
 
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, U, S, V = x.to(dtype), U.to(dtype), S.to(dtype), V.to(dtype)
-    return triton_product(x, U, S, V, fused=fused)
+    y = triton_product(x, U, S, V, fused=fused)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
-def _fused(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
-    return _triton(x, U, S, V, fused=True)
+def _fused(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None = None) -> Tensor:
+    return _triton(x, U, S, V, bias, fused=True)
 
 
-_PATHS: dict[Path, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+_PATHS: dict[Path, Callable[..., Tensor]] = {
     "feature": feature_major,
     "token": token_major,
     "triton": _triton,
@@ -40,13 +43,16 @@ _PATHS: dict[Path, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 _measured: dict[tuple[Any, ...], Path] = {}
 
 
-def blast_product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, *, path: Path | None = None) -> Tensor:
-    """Return ``y_i = U_i sum_j S[:, i, j] * (V_j x_j)`` on the last axis.
+def blast_product(
+    x: Tensor, U: Tensor, S: Tensor, V: Tensor, *, bias: Tensor | None = None, path: Path | None = None
+) -> Tensor:
+    """Return ``y_i = U_i sum_j S[:, i, j] * (V_j x_j) + bias_i`` on the last axis.
 
     Parameters
     ----------
     x : Tensor of shape (..., b2 q)
     U, S, V : Tensor of shape (b1, p, r), (r, b1, b2), (b2, r, q)
+    bias : Tensor of shape (b1 p,), optional
     path : {"feature", "token", "triton", "fused"}, optional
         How. By default, on the CPU (and whenever torch compiles or exports) a
         rule of token and block counts decides; on CUDA the ways are timed
@@ -76,7 +82,7 @@ def blast_product(x: Tensor, U: Tensor, S: Tensor, V: Tensor, *, path: Path | No
         raise DataError(
             f"blast_product: path={path!r} is unknown. Use one of {', '.join(map(repr, _PATHS))}."
         )
-    y = _PATHS[path](tokens, U, S, V)
+    y = _PATHS[path](tokens, U, S, V, bias)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 

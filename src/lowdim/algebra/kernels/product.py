@@ -30,9 +30,10 @@ _FEW_TOKENS = 16
 _SMALL_PRODUCT = 400
 # So few couplings (times tokens) are read in their stored order faster than they are transposed.
 _FEW_COUPLINGS = 32
-# Rows p of a block (and tokens: a larger transpose misses the cache) up to which the last product is
-# faster with the tokens in the columns, too.
-_FEW_ROWS = 128
+# Rows p of a block below which the last product is faster with the tokens in the columns, too; and tokens
+# up to which the transpose that follows stays in the cache.
+_FEW_ROWS = 96
+_SHORT_TRANSPOSE = 128
 # Without gradients, many tokens pass in parts of so many: z and w stay in the cache. No power of two,
 # whose strides collide in the cache.
 _PART = 96
@@ -56,13 +57,15 @@ def choose_path(tokens: int, b1: int, b2: int) -> Path:
     return "feature" if tokens >= _FEW_TOKENS and b1 * b2 * tokens >= _SMALL_PRODUCT else "token"
 
 
-def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute the product with features before tokens: three batched matrix products.
 
     Parameters
     ----------
     x : Tensor of shape (N, b2 q)
     U, S, V : Tensor of shape (b1, p, r), (r, b1, b2), (b2, r, q)
+    bias : Tensor of shape (b1 p,), optional
+        Added to every token, within the last product.
 
     Returns
     -------
@@ -70,21 +73,26 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
     """
     # In this order: an export must not see a question about the number of tokens.
     if unwatched(x, U, S, V) and x.shape[0] >= 3 * _PART // 2:
-        return _feature_in_scratch(x, U, S, V)
+        return _feature_in_scratch(x, U, S, V, bias)
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
     w = torch.bmm(S, z.transpose(0, 1))  # (r, b1, N)
-    return _last(w, U)
-
-
-def _last(w: Tensor, U: Tensor) -> Tensor:
-    """Return ``U_i w_i`` of ``w (r, b1, N)`` with tokens first, ``(N, b1 p)``, contiguous."""
     b1, p, _ = U.shape
-    if p < _FEW_ROWS and (torch.compiler.is_exporting() or w.shape[2] <= _FEW_ROWS):
-        y = torch.bmm(U, w.transpose(0, 1))  # (b1, p, N)
+    if p < _FEW_ROWS and (torch.compiler.is_exporting() or w.shape[2] <= _SHORT_TRANSPOSE):
+        y = _product(U, w.transpose(0, 1), None if bias is None else bias.view(b1, p, 1))  # (b1, p, N)
         return y.view(b1 * p, y.shape[2]).t().contiguous()
     # With many rows per block the product itself may return to tokens first; the copy then moves whole rows.
-    return _side_by_side(torch.bmm(w.permute(1, 2, 0), U.mT))
+    return _side_by_side(_product(w.permute(1, 2, 0), U.mT, _per_block(bias, U)))
+
+
+def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the batched product, plus a bias that is spread over it."""
+    return torch.bmm(left, right) if bias is None else torch.baddbmm(bias, left, right)
+
+
+def _per_block(bias: Tensor | None, U: Tensor) -> Tensor | None:
+    """Return the bias as (b1, 1, p)."""
+    return None if bias is None else bias.view(U.shape[0], 1, U.shape[1])
 
 
 class _Scratch(threading.local):
@@ -134,14 +142,12 @@ def unwatched(*tensors: Tensor) -> bool:
     )
 
 
-def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `feature_major` part by part in memory that is kept: fresh pages can cost half of the time."""
     (b1, p, r), (b2, _, q), tokens = U.shape, V.shape, x.shape[0]
-    # With few blocks z and w are small beside the input, and larger parts are better.
-    step = _PART if b1 + b2 > 8 else 4 * _PART
     result = x.new_empty(tokens, b1, p)
-    N = 0
-    for part, into in zip(x.reshape(tokens, b2, q).split(step), result.split(step), strict=True):
+    rows, N = bias if bias is None else bias.view(b1, p), 0
+    for part, into in zip(x.reshape(tokens, b2, q).split(_PART), result.split(_PART), strict=True):
         if part.shape[0] != N:
             N = part.shape[0]
             z, w, y = _scratch.take(x.dtype, (b2, r, N), (r, b1, N), (b1, p, N))
@@ -153,18 +159,19 @@ def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
         else:
             torch.bmm(w.permute(1, 2, 0), U.mT, out=y.view(b1, N, p))
             into.copy_(y.view(b1, N, p).transpose(0, 1))
+        if rows is not None:
+            into.add_(rows)  # while the part is in the cache
     return result.view(tokens, b1 * p)
 
 
-def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor) -> Tensor:
+def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute the product with tokens before features and an elementwise coupling.
 
     Parameters, result: as :func:`feature_major`.
     """
     b2, _, q = V.shape
     z = torch.bmm(x.reshape(-1, b2, q).transpose(0, 1), V.mT)  # (b2, N, r)
-    y = torch.bmm(_couple(z, S), U.mT)  # (b1, N, p)
-    return _side_by_side(y)
+    return _side_by_side(_product(_couple(z, S), U.mT, _per_block(bias, U)))  # of (b1, N, p)
 
 
 def _couple(z: Tensor, S: Tensor) -> Tensor:
