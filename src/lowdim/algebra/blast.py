@@ -15,9 +15,11 @@ from lowdim.errors import ShapeError
 
 __all__ = ["Blast"]
 
-# Block counts tried by the automatic rule, and the share of the parameters that couplings may take.
+# The automatic rule: block counts tried, the share of the parameters that couplings may take, and the rows
+# and columns a block should have: products of thinner ones are slow (up to four blocks may be thinner).
 _BLOCK_COUNTS = (16, 12, 8, 6, 4, 3, 2)
 _COUPLING_SHARE = 0.1
+_THINNEST = 64
 
 
 class Blast(Operator):
@@ -215,12 +217,17 @@ class Blast(Operator):
     def blocks_for(cls, m: int, n: int) -> tuple[int, int]:
         """Return the automatic choice of blocks for an m x n matrix.
 
-        The largest b in {16, 12, 8, 6, 4, 3, 2} that divides both sizes and
+        The largest b in {16, 12, 8, 6, 4, 3, 2} that divides both sizes,
         whose couplings are at most a tenth of the parameters (whatever the
-        rank). If none divides both, the largest one that passes and pads both
+        rank), and whose blocks have 64 rows and columns or more (or b <= 4).
+        If none divides both, the largest one that passes and pads both
         sizes by at most 2 %: use it with ``pad=True``. Else (1, 1), low rank.
         """
-        affordable = [b for b in _BLOCK_COUNTS if b * b <= _COUPLING_SHARE * (m + n + b * b)]
+        affordable = [
+            b
+            for b in _BLOCK_COUNTS
+            if b * b <= _COUPLING_SHARE * (m + n + b * b) and b <= max(4, min(m, n) // _THINNEST)
+        ]
         for b in affordable:
             if m % b == 0 and n % b == 0:
                 return (b, b)

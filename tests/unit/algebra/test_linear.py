@@ -78,6 +78,29 @@ def test_weight_of_a_structured_layer_is_differentiable():
     assert all(p.grad is not None for p in layer.parameters())
 
 
+@pytest.mark.parametrize("tokens", [2, 200])
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda: Blast(12, 8, rank=3, blocks=(4, 2), dtype=torch.float64),
+        lambda: Blast(11, 7, rank=3, blocks=(4, 2), pad=True, dtype=torch.float64),
+        lambda: LowRank(12, 8, rank=3, dtype=torch.float64),
+        lambda: Dense(12, 8, dtype=torch.float64),
+        lambda: 2 * Dense(12, 8, dtype=torch.float64),
+    ],
+)
+def test_the_bias_is_a_sum_with_and_without_gradients(operator, tokens):
+    A = operator()
+    layer = StructuredLinear(A, torch.arange(A.out_features, dtype=torch.float64))
+    x = torch.randn(tokens, A.in_features, dtype=torch.float64)
+    expected = x @ A.dense().mT + torch.arange(A.out_features)
+    torch.testing.assert_close(layer(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+    layer(x).sum().backward()
+    assert torch.equal(layer.bias.grad, torch.full_like(layer.bias, tokens))
+
+
 def test_the_bias_is_never_added_to_the_input_or_a_weight():
     x, bias = torch.randn(3, 4), torch.ones(4)
     layer = StructuredLinear(Identity(4), bias)

@@ -32,11 +32,12 @@ _SMALL_PRODUCT = 400
 _FEW_COUPLINGS = 32
 # Rows p of a block below which the last product is faster with the tokens in the columns, too; and tokens
 # up to which the transpose that follows stays in the cache.
-_FEW_ROWS = 96
+_FEW_ROWS = 64
 _SHORT_TRANSPOSE = 128
-# Without gradients, many tokens pass in parts of so many: z and w stay in the cache. No power of two,
-# whose strides collide in the cache.
-_PART = 96
+# Without gradients, so many tokens and more pass in parts whose z and w (so many numbers per thread) stay in
+# the cache; parts below 64 tokens are too short for the products.
+_MANY_TOKENS = 144
+_CACHED, _SHORTEST_PART = 400_000, 64
 # Numbers in a memory page, and a shift by a third of it in whole cache lines.
 _PAGE, _SHIFT = 1024, 336
 
@@ -72,7 +73,7 @@ def feature_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | Non
     Tensor of shape (N, b1 p), contiguous
     """
     # In this order: an export must not see a question about the number of tokens.
-    if unwatched(x, U, S, V) and x.shape[0] >= 3 * _PART // 2:
+    if unwatched(x, U, S, V) and x.shape[0] >= _MANY_TOKENS:
         return _feature_in_scratch(x, U, S, V, bias)
     b2, _, q = V.shape
     z = torch.bmm(V, x.reshape(-1, b2, q).permute(1, 2, 0))  # (b2, r, N)
@@ -147,7 +148,8 @@ def _feature_in_scratch(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor
     (b1, p, r), (b2, _, q), tokens = U.shape, V.shape, x.shape[0]
     result = x.new_empty(tokens, b1, p)
     rows, N = bias if bias is None else bias.view(b1, p), 0
-    for part, into in zip(x.reshape(tokens, b2, q).split(_PART), result.split(_PART), strict=True):
+    step = max(_SHORTEST_PART, torch.get_num_threads() * _CACHED // ((b1 + b2) * r))
+    for part, into in zip(x.reshape(tokens, b2, q).split(step), result.split(step), strict=True):
         if part.shape[0] != N:
             N = part.shape[0]
             z, w, y = _scratch.take(x.dtype, (b2, r, N), (r, b1, N), (b1, p, N))
