@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowdim.algebra import Operator
+from lowdim.algebra import Operator, StructuredLinear
 
 # The tests are no package, so that the table is read from the file beside this one.
 _spec = importlib.util.spec_from_file_location(
@@ -133,6 +133,17 @@ def test_keeps_the_dtype(operator, dtype, tolerance, tokens):
     y = low(x)
     assert y.dtype == dtype
     assert close(y.double(), operator(x.double()), tolerance * operator.in_features**0.5)
+
+
+def test_a_layer_under_autocast_is_in_half_precision_like_linear(operator):
+    operator = operator.float()
+    layer = StructuredLinear(operator, torch.arange(operator.out_features, dtype=torch.float32))
+    x = draw(40, operator.in_features).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, like = layer(x), layer.densify()(x)
+    mixed = any(p.ndim > 1 for p in operator.parameters())  # the identity has no product to take part in
+    assert y.dtype == (like.dtype if mixed else torch.float32)
+    assert close(y.double(), like.double(), 0.1 * operator.in_features**0.5)
 
 
 @pytest.mark.parametrize("tokens", [2, 40])

@@ -4,11 +4,13 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from pathlib import Path
 
 import lowdim.algebra
 from lowdim.algebra import Operator, solve
+from lowdim.claims import find, registered
 
 LAWS = Path(__file__).parents[1] / "laws"
 
@@ -56,3 +58,10 @@ def test_every_solver_obeys_the_laws(monkeypatch):
     solvers = {name for name in solve.__all__ if inspect.isfunction(getattr(solve, name))}
     assert solvers
     assert solvers == {solver.__name__ for _, solver in entries.values()}
+
+
+def test_make_claims_measures_every_claim_once():
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    recipes = re.findall(r"^\t\$\(CLAIMS\) (.+)$", makefile, flags=re.MULTILINE)
+    measured = [claim.id for recipe in recipes for claim in find(re.findall(r"'([^']+)'", recipe))]
+    assert sorted(measured) == sorted(claim.id for claim in registered())

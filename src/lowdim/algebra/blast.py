@@ -241,7 +241,7 @@ class Blast(Operator):
         self._check_input(x, self.in_features, "in_features")
         if self.pad:
             y = self._padded(x, self.U, self.S, self.V, self.out_features)
-            return y if bias is None else y + bias
+            return y if bias is None else y + bias.to(y.dtype)  # in half precision under autocast
         return blast_product(x, self.U, self.S, self.V, bias=bias)
 
     def adjoint_forward(self, y: Tensor) -> Tensor:

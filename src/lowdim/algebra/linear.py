@@ -193,7 +193,8 @@ class StructuredLinear(nn.Module):
         if self.bias is not None and self.operator.takes_bias:
             return self.operator(x, self.bias)
         y = self.operator(x)
-        return y if self.bias is None else y + self.bias
+        # Under autocast y is in half precision and stays so, as with nn.Linear.
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """Describe the sizes in ``repr``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import re
 from collections.abc import Callable, Iterable
@@ -298,7 +299,7 @@ def find(
     Parameters
     ----------
     ids : iterable of str
-        Ids; none means all.
+        Ids, or patterns such as ``compress.sts-*``; none means all.
     system : str, optional
         Keep only the claims of this system.
     among : iterable of Claim, optional
@@ -316,21 +317,24 @@ def find(
 
     Examples
     --------
-    >>> [declared.id for declared in find(["blast.special-cases"])]
+    >>> [declared.id for declared in find(["blast.special-*"])]
     ['blast.special-cases']
     """
     everything = list(registered() if among is None else among)
     systems = sorted({declared.system for declared in everything})
     if system is not None and system not in systems:
         raise DataError(f"claims: no system {system!r}. Use one of {', '.join(systems)}.")
-    wanted = set(ids)
-    unknown = sorted(wanted - {declared.id for declared in everything})
+    patterns = set(ids)
+    names = [declared.id for declared in everything]
+    meant = {pattern: fnmatch.filter(names, pattern) for pattern in patterns}
+    wanted = {found for matches in meant.values() for found in matches}
+    unknown = sorted(pattern for pattern, matches in meant.items() if not matches)
     if unknown:
         raise DataError(f"claims: no claim named {', '.join(unknown)}. `lowdim claims list` shows the names.")
     chosen = [
         declared
         for declared in everything
-        if (not wanted or declared.id in wanted) and (system is None or declared.system == system)
+        if (not patterns or declared.id in wanted) and (system is None or declared.system == system)
     ]
     if not chosen:
         raise DataError(f"claims: none of the named claims belongs to the system {system!r}.")

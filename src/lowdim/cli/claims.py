@@ -39,7 +39,8 @@ def register(app: typer.Typer) -> None:
     @group.command("run")
     def run_claims(
         ids: Annotated[
-            list[str] | None, typer.Argument(metavar="[ID]...", help="All when none is given.")
+            list[str] | None,
+            typer.Argument(metavar="[ID]...", help="Ids or patterns ('blast.*'); all by default."),
         ] = None,
         system: SystemOption = None,
         quick: Annotated[
@@ -135,7 +136,7 @@ def _show_results(results: list[Result]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("ID", no_wrap=True)
     for column in ("Status", "Measured", "Threshold", "Paper", "Seconds"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "Measured")
     for result in results:
         status = Text(result.status, style=STYLES[result.status])
         measured = figure(result) or result.reason

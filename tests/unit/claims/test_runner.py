@@ -244,6 +244,7 @@ def test_find_selects_and_refuses():
     claims = [make("fake.one"), make("fake.two"), make("other.one")]
     assert [claim.id for claim in find(["other.one", "fake.two"], among=claims)] == ["fake.two", "other.one"]
     assert [claim.id for claim in find(system="fake", among=claims)] == ["fake.one", "fake.two"]
+    assert [claim.id for claim in find(["*.one"], among=claims)] == ["fake.one", "other.one"]
     with pytest.raises(DataError, match=r"fake\.three"):
         find(["fake.three"], among=claims)
     with pytest.raises(DataError, match="no system 'radar'"):
