@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowdim.compress.calibrate import evaluation_mode
+from lowdim.compress.loading import folder_of
 from lowdim.compress.timing import Batch, feed, file_bytes, parameter_bytes, peak_activation_bytes, speed
 from lowdim.errors import DataError, Diverged
 
@@ -317,7 +320,7 @@ def evaluate(
     Parameters
     ----------
     original, compressed : nn.Module
-        Called in evaluation mode; their mode is restored afterwards.
+        Called in evaluation mode; the mode of every module in them is restored afterwards.
     batches : iterable of Tensor, sequence or mapping
         Inputs, as `feed` takes them. Right-padded texts come with ``attention_mask``.
     task : str
@@ -362,13 +365,11 @@ def evaluate(
         raise DataError(
             f"evaluate: task={task!r} is unknown. Use one of {', '.join(get_args(Task))} or 'auto'."
         )
-    modes = [(model, model.training) for model in (original, compressed)]
-    try:
-        for model, _ in modes:
-            model.eval()
+    with ExitStack() as stack:
+        for model in (original, compressed):
+            stack.enter_context(evaluation_mode(model))
         if chosen == "embedding":
-            folder = getattr(getattr(original, "config", None), "_name_or_path", None)
-            pooling = pooling_of(folder) if pooling is None else pooling
+            pooling = pooling_of(folder_of(original)) if pooling is None else pooling
             figures: dict[str, Any] = _embedding(original, compressed, batches, pooling)
             figures["pooling"] = pooling
         elif chosen in ("causal", "masked"):
@@ -377,9 +378,6 @@ def evaluate(
             figures = dict(_classifier(original, compressed, batches))
         else:
             figures = dict(_generic(original, compressed, batches))
-    finally:
-        for model, training in modes:
-            model.train(training)
     broken = [key for key, value in figures.items() if isinstance(value, float) and not math.isfinite(value)]
     if broken:
         raise Diverged(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lowdim.compress.loading import Source
-from lowdim.compress.text import Text, batches, builtin_text, read_text
+from lowdim.compress.text import Text, batches, builtin_text, read_text, split_column
 from lowdim.errors import DataError
 from lowdim.runs import digest, file_digest
 
@@ -102,24 +103,25 @@ def prepare(
     if calibration_tokens < 1:
         raise DataError(f"compress: calibration_tokens={calibration_tokens} must be a positive number.")
     wants_text = _is_text(calibration) and _is_text(evaluation)
-    if wants_text and source.tokenizer is None:
-        return _without_text(source, calibration, evaluation, needed)
+    if wants_text and _deaf(source, task) is not None:
+        return _without_text(source, task, calibration, evaluation, needed)
     longest = _longest(source)
     length = min(HELDOUT_LENGTH if task == "embedding" else MAX_LENGTH, longest)
     notes: list[str] = []
     recovery: list[Any] = []
     if _is_text(calibration):
+        tokenizer = _tokenizer(source, task)
         text = _read(calibration, "calibration")
         rows = batches(
             text,
-            _tokenizer(source),
+            tokenizer,
             tokens=calibration_tokens,
             max_length=min(MAX_LENGTH, longest),
             seed=seed,
         )
         recovery = batches(
             text,
-            _tokenizer(source),
+            tokenizer,
             tokens=calibration_tokens,
             max_length=length,
             batch_size=RECOVERY_BATCH,
@@ -143,8 +145,8 @@ def prepare(
         heldout = _batches(evaluation, "evaluation")
         told = f"{len(heldout)} batches given in Python"
         return Inputs(rows, heldout, heldout[0], about, told, recovery, notes)
+    tokenizer = _tokenizer(source, task)
     text = _read(evaluation, "heldout")
-    tokenizer = _tokenizer(source)
     heldout = batches(text, tokenizer, tokens=None, max_length=length, seed=seed)
     timed = batches(text, tokenizer, tokens=None, max_length=min(TIMED_LENGTH, longest), seed=seed)[-1]
     return Inputs(rows, heldout, timed, about, text.note, recovery, notes)
@@ -156,6 +158,7 @@ def source_digest(given: Any) -> str | None:
     Parameters
     ----------
     given : None, path, text, list of str or list of batches
+        A file is known by its bytes, its ending and the column that is read.
 
     Returns
     -------
@@ -164,10 +167,11 @@ def source_digest(given: Any) -> str | None:
     if given is None:
         return None
     if isinstance(given, (str, Path)):
-        path = Path(given)
+        path, column = split_column(given)
         if not path.is_file():
-            path = Path(str(given).rpartition(":")[0] or str(given))
-        return file_digest(path) if path.is_file() else digest(str(given))
+            return digest(str(given))
+        # The ending chooses how the file is read, and the column which text in it.
+        return digest(file_digest(path), path.suffix.lower(), column)
     if isinstance(given, Text):
         return digest(given.paragraphs)
     if _is_text(given):
@@ -205,23 +209,44 @@ def _read(given: Any, builtin: str) -> Text:
     return read_text(given)
 
 
-def _without_text(source: Source, calibration: Any, evaluation: Any, needed: bool) -> Inputs:
+def _pairs(source: Source, task: str) -> bool:
+    """Whether the model reads a text and its answer.
+
+    The same text as its own answer would calibrate the decoder and the cross-attention on copying, which is
+    not what they do. Classifiers are trained just so, and make the decoder's inputs themselves.
+    """
+    # The configuration's is_encoder_decoder is true of encoders too that were cut out of such a model.
+    return task != "classifier" and "decoder_input_ids" in signature(source.model.forward).parameters
+
+
+def _deaf(source: Source, task: str) -> str | None:
+    """Return why text cannot be fed to the model; None if it can."""
     kind = type(source.model).__name__
+    if _pairs(source, task):
+        return f"{kind} is an encoder-decoder, which reads pairs of a text and its answer"
+    return f"{kind} has no tokenizer" if source.tokenizer is None else None
+
+
+def _without_text(source: Source, task: str, calibration: Any, evaluation: Any, needed: bool) -> Inputs:
+    why = _deaf(source, task)
     if needed or calibration is not None or evaluation is not None:
+        pairs = _pairs(source, task)
+        example = "'input_ids': ..., 'decoder_input_ids': ..." if pairs else "'pixel_values': ..."
         raise DataError(
-            f"compress: {kind} has no tokenizer, so it cannot be calibrated with text. Give inputs from "
-            "Python: compress(model, calibration=[{'pixel_values': ...}, ...]) (a list of tensors, tuples or "
-            "dictionaries), or pass a tokenizer, or use the weight-only method 'svd'."
+            f"compress: {why}, so it cannot be calibrated with text. Give inputs from "
+            f"Python: compress(model, calibration=[{{{example}}}, ...]) (a list of tensors, tuples or "
+            f"dictionaries), {'' if pairs else 'or pass a tokenizer, '}or use the weight-only method 'svd'."
         )
-    note = f"{kind} has no tokenizer: nothing was calibrated or evaluated. Give calibration=... from Python."
+    note = f"{why}: nothing was calibrated or evaluated. Give calibration=... from Python."
     return Inputs([], [], None, {"text": "none", "tokens": 0}, "nothing", notes=[note])
 
 
-def _tokenizer(source: Source) -> Any:
-    if source.tokenizer is None:
+def _tokenizer(source: Source, task: str) -> Any:
+    if (why := _deaf(source, task)) is not None:
+        remedy = "Give" if _pairs(source, task) else "Pass tokenizer=... or give"
         raise DataError(
-            f"compress: {type(source.model).__name__} has no tokenizer, so text cannot be fed to it. Pass "
-            "tokenizer=... or give batches of inputs."
+            f"compress: {why}, so text cannot be fed to it. {remedy} batches of inputs from Python as both "
+            "calibration=... and evaluation=..."
         )
     return source.tokenizer
 

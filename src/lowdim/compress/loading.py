@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from lowdim.errors import DataError
 from lowdim.runs import digest
 
-__all__ = ["Source", "device_of", "dtype_of", "load", "model_digest"]
+__all__ = ["Source", "device_of", "dtype_of", "folder_of", "load", "model_digest"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -33,13 +34,13 @@ class Source:
     Parameters
     ----------
     model : Module
-        In evaluation mode.
+        In evaluation mode if it was read from files; a module of the caller keeps its mode.
     tokenizer : object
         Tokenizer, or None.
     processor : object
         What is saved beside the compressed model: the tokenizer or an image processor.
     folder : Path or None
-        Where the files of the original lie, if it is a folder.
+        Where the files of the original lie: its folder, or its snapshot in the cache of the Hub.
     name : str
         For the report.
     """
@@ -85,6 +86,7 @@ def device_of(device: str | torch.device) -> torch.device:
     Parameters
     ----------
     device : str or torch.device
+        "cuda" without a number is the GPU of this process too: under torchrun that of its local rank.
 
     Returns
     -------
@@ -100,11 +102,12 @@ def device_of(device: str | torch.device) -> torch.device:
     >>> device_of("cpu")
     device(type='cpu')
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", _own_gpu()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         found = torch.device(device)
+        if found.type == "cuda" and found.index is None and torch.cuda.is_available():
+            found = torch.device("cuda", _own_gpu())
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DataError(
@@ -112,6 +115,48 @@ def device_of(device: str | torch.device) -> torch.device:
             "Use 'auto' or 'cpu'; `lowdim doctor` lists what there is."
         ) from error
     return found
+
+
+def _own_gpu() -> int:
+    """Return the number of this process's GPU."""
+    if "LOCAL_RANK" not in os.environ:
+        return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    # A launcher may show every process its own GPU only; then they all have number 0.
+    return int(os.environ["LOCAL_RANK"]) % max(torch.cuda.device_count(), 1)
+
+
+def folder_of(model: nn.Module) -> Path | None:
+    """Return where the files lie that a transformers model was read from; nothing is downloaded.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    Path or None
+        Its folder, or its snapshot in the cache of the Hub; None for modules that were read from neither.
+
+    Examples
+    --------
+    >>> folder_of(nn.Linear(2, 2)) is None
+    True
+    """
+    config = getattr(model, "config", None)
+    origin = str(getattr(config, "_name_or_path", None) or "")
+    return _origin(origin, getattr(config, "_commit_hash", None)) if origin else None
+
+
+def _origin(origin: str, commit: str | None) -> Path | None:
+    if Path(origin).is_dir():
+        return Path(origin)
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(origin, "config.json", revision=commit or "main")
+    except (ImportError, ValueError):  # ValueError: no name that the Hub allows, as of a folder that is gone
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def load(
@@ -126,7 +171,7 @@ def load(
     Parameters
     ----------
     model : path, Hub id or Module
-        A module is used as it is (and moved to `dtype` and `device` if they are given).
+        A module is used as it is, or a copy of it where `dtype` or `device` are others; it is not changed.
     tokenizer : optional
         By default the one in the model's folder.
     dtype : str or torch.dtype, optional
@@ -148,22 +193,33 @@ def load(
     kind = dtype_of(dtype)
     if isinstance(model, nn.Module):
         where = None if device == "auto" else device_of(device)
-        if where is not None or kind is not None:
-            model = model.to(device=where, dtype=kind)
-        folder = Path(str(getattr(getattr(model, "config", None), "_name_or_path", "") or ""))
-        found = folder if folder.name and folder.is_dir() else None
-        name = found.name if found is not None else type(model).__name__
-        return Source(model.eval(), tokenizer, tokenizer, found, name)
+        found = folder_of(model)
+        # The folder of a snapshot is called by a hash, which tells a reader nothing.
+        cached = found is not None and found.parent.name == "snapshots"
+        name = type(model).__name__ if found is None or cached else found.name or type(model).__name__
+        return Source(_placed(model, kind, where), tokenizer, tokenizer, found, name)
     where = device_of(device)
     text = os.fspath(model)
-    folder_or_none = _folder(text)
+    folder = _folder(text)
     from lowdim.compress.transformers import read_pretrained, read_processors
 
     loaded = read_pretrained(text, dtype=kind).to(where).eval()
     processor = tokenizer
     if tokenizer is None:
         tokenizer, processor = read_processors(text)
-    return Source(loaded, tokenizer, processor, folder_or_none, text)
+    return Source(loaded, tokenizer, processor, folder or folder_of(loaded), text)
+
+
+def _placed(model: nn.Module, dtype: torch.dtype | None, device: torch.device | None) -> nn.Module:
+    """Return the module in a dtype on a device: itself if it is so already, else a copy."""
+
+    def fits(tensor: torch.Tensor) -> bool:
+        cast = dtype is not None and (tensor.is_floating_point() or tensor.is_complex())
+        return (device is None or tensor.device == device) and (not cast or tensor.dtype == dtype)
+
+    if all(fits(tensor) for tensor in [*model.parameters(), *model.buffers()]):
+        return model
+    return copy.deepcopy(model).to(device=device, dtype=dtype)
 
 
 def model_digest(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lowdim.compress import inputs as inputs_
+from lowdim.compress.calibrate import evaluation_mode
 from lowdim.compress.layers import Layer
 from lowdim.compress.loading import device_of, dtype_of, load, model_digest
 from lowdim.compress.plan import METHODS, Method, plan
@@ -136,7 +137,7 @@ def compress(
     seed : int
         For everything random.
     device : str
-        "auto", "cpu", "cuda", ...
+        "auto", "cpu", "cuda" (the GPU of this process), "cuda:1", ...
     dtype : str or torch.dtype, optional
         By default that of the checkpoint.
     output : path, optional
@@ -206,6 +207,8 @@ def compress(
     calibration = _listed(calibration)
     evaluation = _listed(evaluation)
     with Ranks.here() as ranks, ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(evaluation_mode(model))
         run = _open(stack, ranks, options, model, calibration, evaluation, output, seed, resume, restart)
         if run is not None and run.finished:
             return _finished(run, model, min_cosine, max_perplexity_increase)

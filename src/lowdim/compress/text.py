@@ -16,7 +16,7 @@ from lowdim.errors import DataError, MissingExtra
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Text", "batches", "builtin_text", "read_text"]
+__all__ = ["Text", "batches", "builtin_text", "read_text", "split_column"]
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".parquet")
 USUAL_COLUMNS = ("text", "sentence", "content")
@@ -121,7 +121,7 @@ def read_text(
         return Text(found, "built-in", note)
     if not isinstance(source, (str, Path)):
         return _text(source, "texts given in Python", limit)
-    path, column = _split_column(str(source), column)
+    path, column = split_column(source, column)
     if path.is_dir():
         raise DataError(
             f"read_text: {path.name} is a folder. Give a file ({', '.join(SUFFIXES)}); calibrate vision "
@@ -136,12 +136,32 @@ def read_text(
     return _text(_read_hub(str(path), column, limit), str(path), limit)
 
 
-def _split_column(source: str, column: str | None) -> tuple[Path, str | None]:
-    """Split "file.csv:column"; an existing file of exactly that name wins."""
-    head, colon, tail = source.rpartition(":")
-    if column is None and colon and len(head) > 1 and not Path(source).exists() and "/" not in tail:
+def split_column(source: str | Path, column: str | None = None) -> tuple[Path, str | None]:
+    """Split "file.csv:column" into the file and the column; an existing file of exactly that name wins.
+
+    Parameters
+    ----------
+    source : str or Path
+        As in `read_text`.
+    column : str, optional
+        A column named apart; then `source` is not split.
+
+    Returns
+    -------
+    path : Path
+    column : str or None
+
+    Examples
+    --------
+    >>> path, column = split_column("news.csv:title")
+    >>> path.name, column
+    ('news.csv', 'title')
+    """
+    text = str(source)
+    head, colon, tail = text.rpartition(":")
+    if column is None and colon and len(head) > 1 and not Path(text).exists() and "/" not in tail:
         return Path(head), tail
-    return Path(source), column
+    return Path(text), column
 
 
 def _text(found: Iterable[Any], name: str, limit: int) -> Text:

@@ -225,7 +225,7 @@ def read_pretrained(source: str, *, dtype: torch.dtype | None = None) -> Any:
     Raises
     ------
     DataError
-        If it cannot be read, or is quantized by another method.
+        If it cannot be read, is quantized by another method, or is of a class that transformers lacks.
     """
     import transformers
 
@@ -241,8 +241,16 @@ def read_pretrained(source: str, *, dtype: torch.dtype | None = None) -> Any:
             f"The model {source!r} is already quantized ({kind}). Compress the original weights; --quantize "
             "int8 then quantizes the factors."
         )
-    names = [name for name in getattr(config, "architectures", None) or [] if hasattr(transformers, name)]
-    model_class = getattr(transformers, names[0]) if names else transformers.AutoModel
+    named = list(getattr(config, "architectures", None) or [])
+    known = [name for name in named if hasattr(transformers, name)]
+    if named and not known:
+        # AutoModel would read the weights, but into a model without the head.
+        raise DataError(
+            f'The model {source!r} is a {named[0]} ("architectures" in its config.json), which transformers '
+            f"{transformers.__version__} does not have. Load it in Python with the code that defines it and "
+            "pass the module: compress(model, tokenizer=...); or install a transformers that has the class."
+        )
+    model_class = getattr(transformers, known[0]) if known else transformers.AutoModel
     try:
         return model_class.from_pretrained(source, dtype=dtype or "auto", use_safetensors=True)
     except RunError:

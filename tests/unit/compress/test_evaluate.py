@@ -237,3 +237,10 @@ def test_bytes_of_parameters_count_shared_ones_once(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"12345")
     (tmp_path / "b.json").write_bytes(b"12345")
     assert file_bytes(tmp_path) == 5
+
+
+def test_mode_of_every_module_in_the_models_is_restored():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2), nn.Dropout(0.5))
+    model[0].eval()
+    assert evaluate(model, model, [torch.ones(3, 2)])["relative_error"] == 0
+    assert [module.training for module in model.modules()] == [True, False, True, True]

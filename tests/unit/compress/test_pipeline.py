@@ -399,7 +399,7 @@ def test_progress_tells_every_phase(tmp_path):
         progress=lambda phase, done, total, text: heard.append((phase, done, total, text)),
     )  # fmt: skip
     phases = {phase for phase, *_ in heard}
-    assert phases == {"calibrate", "factorize", "recover", "evaluate", "write"}
+    assert phases == {"plan", "calibrate", "factorize", "recover", "evaluate", "write"}
     for phase in phases:
         last = [entry for entry in heard if entry[0] == phase][-1]
         assert last[1] == last[2]
@@ -410,3 +410,28 @@ def test_alone_there_is_one_rank():
     with Ranks.here() as ranks:
         assert (ranks.rank, ranks.world) == (0, 1)
         ranks.wait()
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("end", ["returns", "raises early", "raises late"])
+def test_the_module_of_the_caller_is_left_as_it_was(dtype, end):
+    model = nn.Sequential(nn.Linear(48, 64), nn.Sequential(nn.Dropout(0.1), nn.Linear(64, 48)))
+    model[1].eval()
+    model[1][0].train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kind = getattr(torch, dtype or "float32")
+    options = {"calibration": [x.to(kind) for x in rows()], "dtype": dtype, "sweeps": 2}
+    if end == "returns":
+        result = compress(model, **options)
+        assert result.report["dtype"] == str(kind).removeprefix("torch.")
+        assert not any(module.training for module in result.model.modules())
+    elif end == "raises early":
+        with pytest.raises(DataError, match="no layer is left"):
+            compress(model, targets=[], **options)
+    else:
+        with pytest.raises(Stop):
+            compress(model, callback=stop_after(1), **options)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert {value.dtype for value in after.values()} == {torch.float32}
+    assert [module.training for module in model.modules()] == [True, True, False, True, False]

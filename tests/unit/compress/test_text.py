@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from lowdim.compress.text import Text, batches, builtin_text, read_text
+from lowdim.compress.text import Text, batches, builtin_text, read_text, split_column
 from lowdim.errors import DataError
 
 
@@ -172,3 +172,12 @@ def test_batches_refuse_sizes_that_are_not_positive(option):
 def test_a_paragraph_somewhat_too_long_stays_one_input():
     found = batches(["x" * 100 + " " + "y" * 139], Letters(), tokens=None, max_length=20)
     assert [batch["input_ids"].shape for batch in found] == [(1, 20)]
+
+
+def test_a_column_is_split_off_unless_a_file_has_that_name(tmp_path):
+    assert split_column(f"{tmp_path}/t.csv:a,b") == (tmp_path / "t.csv", "a,b")
+    assert split_column(tmp_path / "t.csv") == (tmp_path / "t.csv", None)
+    assert split_column("C:/t.csv")[1] is None
+    assert split_column("t.csv:a", "b")[1] == "b"
+    path = write(tmp_path, "t.csv:a", "one")
+    assert split_column(path) == (path, None)

@@ -333,3 +333,19 @@ def test_layer_used_twice_is_replaced_in_both_places(tmp_path):
     assert fresh.first is fresh.second
     x = torch.randn(2, 16)
     assert torch.equal(fresh(x), model(x))
+
+
+@pytest.mark.parametrize("named", [["BertForRiddles"], ["BertForRiddles", "BertForMaskedLM"], None])
+def test_an_architecture_that_transformers_lacks_is_refused(tmp_path, named):
+    from lowdim.compress.transformers import read_pretrained
+
+    architectures.bert("BertForMaskedLM").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": named}))
+    if named is None:  # nothing is promised about a head
+        assert type(read_pretrained(str(tmp_path))).__name__ == "BertModel"
+    elif len(named) > 1:
+        assert type(read_pretrained(str(tmp_path))).__name__ == "BertForMaskedLM"
+    else:
+        with pytest.raises(DataError, match=r"BertForRiddles.*config.json.*compress\(model, tokenizer="):
+            read_pretrained(str(tmp_path))
