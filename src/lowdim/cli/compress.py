@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowdim.cli import manners
-from lowdim.errors import DataError
+from lowdim.errors import DataError, LowdimError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +47,9 @@ class Quantize(StrEnum):
 
     int8 = "int8"
 
+
+WIDE = 100
+"""Columns from which on a terminal has room for the times of the layers."""
 
 WORK, TEXT, AFTER, RUN = "What is done", "Text", "Afterwards", "The run"
 
@@ -322,7 +325,16 @@ def _progress(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None] |
             shown = f"{phase:<9} [not bold dim]{_short(text)}[/]" if text else f"{phase:<9}"
             display.update(tasks[phase], completed=done, total=total, description=shown)
 
-        yield tell
+        # The model is loaded, and its weights are hashed, before the library has a plan to tell of.
+        tell("plan", 0, 3, "loading the model and hashing its weights")
+        try:
+            yield tell
+        except LowdimError:
+            if len(tasks) == 1:  # refused at the door: nothing has begun that a line could tell of
+                display.update(tasks["plan"], visible=False)
+            raise
+        if len(tasks) == 1:  # a finished run was read again
+            tell("plan", 3, 3, "")
 
 
 def _short(text: str, width: int = 60) -> str:
@@ -377,22 +389,29 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 def _show(report: dict[str, Any], output: Path) -> None:
     """Print layers, then size, quality and speed, then the gates."""
-    from lowdim.compress.result import summary_rows
+    from lowdim.compress.record import in_int8
+    from lowdim.compress.result import summary_columns, summary_rows
 
     out = manners.out
-    table = _layer_table(f"Layers, method {report['method']}", "Weight\nerror", "Output\nerror")
+    # In a narrow terminal the times would break the names of the layers; report.html has them too.
+    known = any(row.get("dense_ms") is not None for row in report["layers"])
+    timed = ("dense_ms", "compressed_ms") if known and out.width >= WIDE else ()
+    more = ("Weight\nerror", "Output\nerror", *("Dense\nms", "Compressed\nms")[: len(timed)])
+    table = _layer_table(f"Layers, method {report['method']}", *more)
     for row in report["layers"]:
-        errors = [row["weight_error"], row["output_error"]]
-        table.add_row(*_cells(row), *("" if error is None else f"{error:.3f}" for error in errors))
+        numbers = [row["weight_error"], row["output_error"], *(row.get(key) for key in timed)]
+        table.add_row(*_cells(row), *("" if number is None else f"{number:.3f}" for number in numbers))
     out.print(table)
     summary = _table("Summary")
-    for column in ("", "Original", "Compressed"):
+    for column in summary_columns(report):
         summary.add_column(column, justify="left" if not column else "right")
     for cells in summary_rows(report):
         summary.add_row(*cells)
     out.print()
     out.print(summary)
     for name, entry in (report.get("int8") or {}).items():
+        if name == "compressed" and in_int8(report):
+            continue  # that is the model in the table, with the size of its file
         out.print(f"int8 of the {name}: {entry['bytes'] / 1e6:.1f} MB", highlight=False)
     if "allocations" in report:
         out.print(f"Allocation kept: {report['allocations']['chosen']}", highlight=False)

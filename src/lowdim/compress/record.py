@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from lowdim.errors import DataError
 
-__all__ = ["check_gates", "dtype_name", "final_quality", "gates", "machine", "plain"]
+__all__ = [
+    "check_gates",
+    "dtype_name",
+    "final_quality",
+    "final_speed",
+    "gates",
+    "in_int8",
+    "library_of",
+    "machine",
+    "plain",
+]
 
 
 def plain(value: Any) -> Any:
@@ -153,6 +164,60 @@ def gates(
     return judged
 
 
+def in_int8(report: Mapping[str, Any]) -> bool:
+    """Whether the model that was written holds its factors in int8, and was measured so.
+
+    "quality" and "speed" of the report are of the float factors even then; `final_quality` and `final_speed`
+    give those of the written model.
+
+    Parameters
+    ----------
+    report : mapping
+        The contents of report.json.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> in_int8({"quantize": None}), in_int8({"quantize": "int8", "int8": {"compressed": {"bytes": 9}}})
+    (False, True)
+    """
+    return bool(report.get("quantize") and (report.get("int8") or {}).get("compressed"))
+
+
+def final_speed(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the times of the model that was written: in int8, if that was asked for.
+
+    Parameters
+    ----------
+    report : mapping
+        The contents of report.json.
+
+    Returns
+    -------
+    mapping
+        Batch size -> before_ms, after_ms, ratio (that of a measurement turn by turn).
+
+    Examples
+    --------
+    >>> speed = {"1": {"before_ms": 4.0, "after_ms": 2.0, "ratio": 2.0}}
+    >>> quantized = {"compressed": {"speed": {"1": {"ms": 5.0, "ratio": 0.8}}}}
+    >>> final_speed({"quantize": "int8", "speed": speed, "int8": quantized})
+    {'1': {'before_ms': 4.0, 'after_ms': 5.0, 'ratio': 0.8}}
+    """
+    speed = report.get("speed") or {}
+    if not in_int8(report):
+        return speed
+    rows = report["int8"]["compressed"].get("speed") or {}
+    return {
+        size: {"before_ms": speed[size]["before_ms"], "after_ms": row["ms"], "ratio": row["ratio"]}
+        for size, row in rows.items()
+        if size in speed
+    }
+
+
 def final_quality(report: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the figures of the model that was written: in int8, if that was asked for.
 
@@ -168,6 +233,32 @@ def final_quality(report: Mapping[str, Any]) -> Mapping[str, Any]:
     if report.get("int8"):
         return report["int8"]["compressed"]["quality"]
     return report["quality"]
+
+
+def library_of(model: nn.Module) -> Literal["transformers", "diffusers", "pytorch"]:
+    """Return the library whose files the model is saved as and loaded from.
+
+    Parameters
+    ----------
+    model : Module
+
+    Returns
+    -------
+    {"transformers", "diffusers", "pytorch"}
+        "pytorch" for whatever is neither, also if it has a ``save_pretrained`` of its own.
+
+    Examples
+    --------
+    >>> library_of(nn.Linear(2, 2))
+    'pytorch'
+    """
+    # Where there is a model of transformers, this is imported; for other models transformers is not needed.
+    modeling = sys.modules.get("transformers.modeling_utils")
+    if modeling is not None and isinstance(model, modeling.PreTrainedModel):
+        return "transformers"
+    if any(base.__module__.partition(".")[0] == "diffusers" for base in type(model).__mro__):
+        return "diffusers"
+    return "pytorch"
 
 
 def dtype_name(model: nn.Module) -> str:

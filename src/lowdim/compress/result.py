@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lowdim.algebra import History
+from lowdim.compress.card import ARCHITECTURE
 from lowdim.compress.plan import LayerPlan, LeftAlone, Plan
+from lowdim.compress.record import final_quality, final_speed, in_int8
 from lowdim.errors import RunError
 from lowdim.runs import read_json
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = ["CompressResult"]
+
+FORMAT = 1
+"""Version of report.json that is read here."""
 
 FIGURES = {
     "cosine": "cosine to the original embedding",
@@ -84,8 +89,8 @@ class CompressResult:
         Parameters
         ----------
         directory : path
-            Created if missing. Read it back with `load`, or with ``AutoModel.from_pretrained`` after
-            ``import lowdim``.
+            Created if missing. Read it back with `load`, or a transformers model with
+            ``AutoModel.from_pretrained`` after ``import lowdim``; the model card says how.
 
         Raises
         ------
@@ -117,25 +122,29 @@ class CompressResult:
         Raises
         ------
         RunError
-            If a file is missing or damaged, or the model is needed and not given.
+            If a file is missing, damaged, or of an unknown format, or the model is needed and not given.
         """
         from lowdim.compress.loading import load
         from lowdim.compress.write import load_weights
 
         path = Path(directory)
-        report = read_json(path / "report.json")
+        report, plan, history = _read_report(path / "report.json")
         tokenizer = None
         if (path / "config.json").is_file():
             source = load(path, device="cpu")
             compressed, tokenizer = source.model, source.processor
         elif model is None:
+            name = report.get("architecture", "module")
+            built = "..."
+            if (path / ARCHITECTURE).is_dir():
+                built = f"{name}.from_config({name}.load_config(directory, subfolder={ARCHITECTURE!r}))"
             raise RunError(
-                f"{path} holds the weights of a {report.get('architecture', 'module')} that is no "
-                "transformers model. Pass a fresh one: CompressResult.load(directory, model=...)."
+                f"{path} holds the weights of a {name} that is no "
+                f"transformers model. Pass a fresh one: CompressResult.load(directory, model={built})."
             )
         else:
             compressed = load_weights(model, path).eval()
-        return cls(compressed, _plan(report), report, _history(report), tokenizer)
+        return cls(compressed, plan, report, history, tokenizer)
 
     def summary(self) -> str:
         """Return size, quality and speed in a few lines of text.
@@ -144,11 +153,35 @@ class CompressResult:
         -------
         str
         """
-        return "\n".join(f"{name}: {before} -> {after}" for name, before, after in summary_rows(self.report))
+        return "\n".join(
+            f"{name}: {before} -> {after}{f' (float factors: {rest[0]})' if any(rest) else ''}"
+            for name, before, after, *rest in summary_rows(self.report)
+        )
 
 
-def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def summary_columns(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the titles over the cells of `summary_rows`.
+
+    Parameters
+    ----------
+    report : mapping
+        The contents of report.json.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return (
+        ("", "Original", "Compressed, int8", "Float factors")
+        if in_int8(report)
+        else ("", "Original", "Compressed")
+    )
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return rows (what, before, after) of a report, formatted.
+
+    "After" is the model that was written. Where that is int8, the float factors are a fourth cell.
 
     Parameters
     ----------
@@ -160,31 +193,65 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     list of tuple of str
     """
     p, b = report["parameters"], report["bytes"]
-    rows = [
-        ("parameters", f"{p['before']:,}", f"{p['after']:,} ({p['after'] / p['before']:.0%})"),
+    quantized = in_int8(report)
+
+    def further(text: str) -> tuple[str, ...]:
+        return (text,) if quantized else ()
+
+    rows: list[tuple[str, ...]] = [
+        ("parameters", f"{p['before']:,}", f"{p['after']:,} ({p['after'] / p['before']:.0%})", *further("")),
         (
             "  of the compressed layers",
             f"{p['compressible_before']:,}",
             f"{p['compressible_after']:,} ({p['compressible_after'] / p['compressible_before']:.0%})",
+            *further(""),
         ),
-        ("weights on disk", f"{b['before'] / 1e6:.1f} MB", f"{b['after'] / 1e6:.1f} MB"),
+        (
+            "weights on disk",
+            f"{b['before'] / 1e6:.1f} MB",
+            f"{b['after'] / 1e6:.1f} MB",
+            *further(f"{b['float'] / 1e6:.1f} MB" if "float" in b else ""),
+        ),
     ]
-    quality = report["quality"]
-    earlier = quality.get("before_recovery") or {}
+    quality = final_quality(report)
+    earlier = report["quality"].get("before_recovery") or {}
     for key, label in FIGURES.items():
         if (value := quality.get(key)) is not None:
             was = f" ({earlier[key]:.4g} before recovery)" if earlier.get(key) is not None else ""
-            rows.append((label, "", f"{value:.4g}{'' if key == 'perplexity_before' else was}"))
-    for size, timing in report["speed"].items():
+            was = "" if key == "perplexity_before" else was
+            # Recovery trained the float factors, so "before recovery" is said of them.
+            unrounded = report["quality"].get(key)
+            beside = further("" if unrounded is None else f"{unrounded:.4g}{was}")
+            rows.append((label, "", f"{value:.4g}{'' if quantized else was}", *beside))
+    for size, timing in final_speed(report).items():
         ratio = f" ({timing['ratio']:.2f} times as fast)"
         rows.append(
             (
                 f"forward pass, batch {size}",
                 f"{timing['before_ms']:.1f} ms",
                 f"{timing['after_ms']:.1f} ms{ratio}",
+                *further(f"{report['speed'][size]['after_ms']:.1f} ms"),
             )
         )
     return rows
+
+
+def _read_report(path: Path) -> tuple[dict[str, Any], Plan, History | None]:
+    """Read report.json and what it tells of plan and recovery, or refuse it by name."""
+    report = read_json(path)
+    known = report.get("format") if isinstance(report, dict) else None
+    if known != FORMAT:
+        raise RunError(
+            f"{path} has format {known!r}; this lowdim reads {FORMAT}. Use the lowdim that wrote it, or "
+            "compress again with --restart."
+        )
+    try:
+        return report, _plan(report), _history(report)
+    except (KeyError, TypeError, IndexError) as error:
+        raise RunError(
+            f"{path} was changed after it was written: an entry is missing or of another kind "
+            f"({type(error).__name__}: {error}). Copy it again, or compress again with --restart."
+        ) from error
 
 
 def _plan(report: Mapping[str, Any]) -> Plan:

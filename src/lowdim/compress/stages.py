@@ -26,7 +26,7 @@ from lowdim.compress.layers import Layer, LayerOptions, factorize_layers, instal
 from lowdim.compress.loading import Source
 from lowdim.compress.plan import Plan
 from lowdim.compress.ranks import Ranks
-from lowdim.compress.record import dtype_name, final_quality, gates, machine, plain
+from lowdim.compress.record import dtype_name, final_quality, gates, library_of, machine, plain
 from lowdim.compress.recover import recover
 from lowdim.compress.result import CompressResult
 from lowdim.compress.stored import calibrate, first_batches
@@ -41,6 +41,9 @@ __all__ = ["Job"]
 
 SENSITIVITY_BATCHES = 4
 """Calibration batches on which the sensitivity of every layer is measured."""
+
+PLAN_STEPS = 3
+"""Steps of the phase "plan": the model, the inputs and layers, which layers the inputs reach."""
 
 TIMED_TOKENS = 32
 """Tokens in the measurement of single layers."""
@@ -98,12 +101,18 @@ class Job:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the seconds of a phase and show where it starts and ends."""
+        """Count the seconds of a phase; of the plan also show where it starts and ends."""
         start = time.perf_counter()
+        # The other phases tell their own steps. Step 0 of this one, to load the model, comes before the job.
+        planning = self.note(name) if name == "plan" else None
+        if planning is not None:
+            planning(1, PLAN_STEPS, "inputs and layers")
         try:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+        if planning is not None:
+            planning(PLAN_STEPS, PLAN_STEPS)
 
     def note(self, phase: str) -> Callable[..., None]:
         """Return progress(done, total, text) of one phase."""
@@ -144,6 +153,7 @@ class Job:
         if not self.inputs.calibration:
             return
         names = [layer.name for layer in self.plan.layers]
+        self.note("plan")(2, PLAN_STEPS, "which layers the inputs reach")
         self.first = first_batches(self.source.model, self.inputs.calibration, names)
         silent = [name for name in names if name not in self.first]
         if len(silent) == len(names):
@@ -406,6 +416,7 @@ class Job:
                 from lowdim.compress.torchao import int8
 
                 student = int8(student)
+                report["bytes"] |= {"after": parameter_bytes(student), "float": report["bytes"]["after"]}
             judged = gates(final_quality(report), min_cosine, max_perplexity_increase)
             report["gates"] = judged
             result = CompressResult(student, self.plan, report, self.history, self.source.processor)
@@ -416,12 +427,12 @@ class Job:
             out = self.run.path
             options: dict[str, Any] = {"tokenizer": self.source.processor, "source": self.source.folder}
             write_checkpoint(student, out, report=report, **options)
+            report["bytes"]["after"] = file_bytes(out)
             if self.options.dense:
                 tell(1, 2, "dense copy")
-                write_checkpoint(self.student, out / "dense", report=report, dense=True, **options)
+                # Of the model that was written, int8 included: "the same function" must be true.
+                write_checkpoint(student, out / "dense", report=report, dense=True, **options)
         report["seconds"] = dict(self.seconds)
-        if not self.options.quantize:
-            report["bytes"]["after"] = file_bytes(out)
         atomic_json(out / "report.json", report)
         atomic_write(out / "README.md", model_card(student, report))
         self.note("write")(2, 2, "")
@@ -438,7 +449,7 @@ class Job:
             "format": 1,
             "model": source.name,
             "architecture": type(source.model).__name__,
-            "library": "transformers" if hasattr(source.model, "save_pretrained") else "pytorch",
+            "library": library_of(source.model),
             "task": self.task,
             "method": options.method,
             "keep": options.keep,
@@ -495,7 +506,8 @@ class Job:
             )
         if self.options.quantize:
             notes.append(
-                "The folder holds the factors in int8; bytes, quality and speed are of the float factors."
+                "The folder holds the factors in int8: bytes.after is its size, int8.compressed its quality "
+                "and speed. Other figures (bytes.float, quality, speed, layers) are of the float factors."
             )
         if self.options.dense:
             notes.append("The folder dense/ holds the same function with ordinary layers.")

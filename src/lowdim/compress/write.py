@@ -3,7 +3,7 @@
 A transformers model becomes a folder for ``AutoModel*.from_pretrained``: weights (in shards if large),
 config.json, tokenizer, model card, report, and the side files that sentence-transformers wants. Any other
 ``nn.Module`` becomes ``model.safetensors`` and ``lowdim.json``, which `load_weights` reads into a fresh
-model.
+model; for a diffusers model, what that one is built from lies beside them, in ``architecture/``.
 
 All files are first written into a folder beside, flushed, then moved in their place; config.json (or
 lowdim.json) goes last, and the old one goes first, so that a folder with it is complete.
@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from lowdim import __version__
-from lowdim.compress.card import model_card
+from lowdim.compress.card import ARCHITECTURE, model_card
 from lowdim.compress.fingerprint import METADATA_KEY, fingerprints, verify
 from lowdim.compress.modules import (
     FORMAT_VERSION,
@@ -31,16 +31,13 @@ from lowdim.compress.modules import (
     install_modules,
     structured_modules,
 )
+from lowdim.compress.record import library_of
 from lowdim.errors import DataError, RunError
 
 __all__ = ["load_weights", "write_checkpoint"]
 
 _LAST = ("lowdim.json", "config.json")  # what makes the folder loadable
 _STAGING = ".writing"
-
-
-def _is_pretrained(model: nn.Module) -> bool:
-    return hasattr(model, "save_pretrained") and hasattr(model, "config")
 
 
 def write_checkpoint(
@@ -59,7 +56,8 @@ def write_checkpoint(
     Parameters
     ----------
     model : PreTrainedModel or nn.Module
-        With `StructuredLinear` layers; not changed.
+        With `StructuredLinear` layers; not changed. Only transformers reads compressed layers by itself: a
+        diffusers model is written as any other module, to be read with `load_weights`.
     directory : path
         Created if missing.
     tokenizer : optional
@@ -155,10 +153,14 @@ def _write_model(
     if dense:
         # The model itself must stay structured; a copy holds its weights twice for a moment.
         model = densify(copy.deepcopy(model))
-    if not _is_pretrained(model):
+    library, compressed = library_of(model), bool(structured_modules(model))
+    # diffusers refuses to save with a quantizer that is not its own, and its config takes no further entry.
+    if library == "pytorch" or (library == "diffusers" and compressed):
         _write_generic(model, folder, modules)
+        if library == "diffusers":
+            model.save_config(folder / ARCHITECTURE)  # type: ignore[operator]
         return
-    if structured_modules(model):
+    if compressed:
         from lowdim.compress.transformers import attach_config
 
         attach_config(model, modules)
@@ -182,7 +184,8 @@ def _write_generic(model: nn.Module, folder: Path, modules: Mapping[str, Mapping
 def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     """Turn a fresh model of the original architecture into the compressed one, in place.
 
-    For models that are no transformers models; those load with ``AutoModel*.from_pretrained``.
+    For models that are no transformers models; those load with ``AutoModel*.from_pretrained``. A fresh
+    diffusers model comes from ``Class.from_config(Class.load_config(directory, subfolder="architecture"))``.
 
     Parameters
     ----------
@@ -286,9 +289,10 @@ def _move_in(staging: Path, target: Path) -> list[Path]:
     for name in _LAST:
         (target / name).unlink(missing_ok=True)
     # Shards of an earlier, differently cut model would be loaded beside the new ones.
-    for old in [*target.glob("model*.safetensors"), *target.glob("model*.safetensors.index.json")]:
-        if old.name not in names:
-            old.unlink()
+    for stem in ("model", "diffusion_pytorch_model"):
+        for old in [*target.glob(f"{stem}*.safetensors"), *target.glob(f"{stem}*.safetensors.index.json")]:
+            if old.name not in names:
+                old.unlink()
     written = []
     for name in names:
         if (staging / name).is_dir():

@@ -93,10 +93,11 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
         kept = parameters["compressible_after"] / parameters["compressible_before"]
         note = f"of {millions(parameters['compressible_before'])} in the compressed layers"
         cards.append(Card("Parameters kept", percent(kept), note, _share(kept, 1.0)))
-    measure = words.main_measure(report)
+    written = words.written(report)
+    measure = words.main_measure(written)
     if measure is not None:
-        cards.append(_quality_card(measure, report))
-    for batch, entry in (report.get("speed") or {}).items():
+        cards.append(_quality_card(measure, written, report))
+    for batch, entry in (written.get("speed") or {}).items():
         if entry.get("ratio"):
             ratio, label = entry["ratio"], f"Speed, batch {batch}"
             note = "the speed of the original, slower" if ratio < 0.97 else "the speed of the original"
@@ -104,8 +105,8 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
     return cards
 
 
-def _quality_card(measure: words.Measure, report: Mapping[str, Any]) -> Card:
-    quality = report["quality"]
+def _quality_card(measure: words.Measure, written: Mapping[str, Any], report: Mapping[str, Any]) -> Card:
+    quality = written["quality"]
     value = quality[measure.key]
     before = (quality.get("before_recovery") or {}).get(measure.key)
     undone = (report.get("recovery") or {}).get("kept") is False
@@ -115,6 +116,9 @@ def _quality_card(measure: words.Measure, report: Mapping[str, Any]) -> Card:
     if measure.key == "perplexity_after" and quality.get("perplexity_before"):
         was = quality["perplexity_before"]
         note = f"was {was:.2f} ({signed_percent(value / was - 1)})"
+    unrounded = (report.get("quality") or {}).get(measure.key)
+    if words.in_int8(report) and unrounded is not None:
+        note = f"in int8; {measure.shown(unrounded)} with float factors"
     share = _share(value, 1.0) if measure.key in ("cosine", "agreement") else None
     return Card(measure.label, measure.shown(value), note, share)
 
@@ -163,21 +167,27 @@ def _speed(page: Page, report: Mapping[str, Any]) -> None:
     page.section("Speed", intro=f"Measured turn by turn{where}{threads}.")
     page.figure(figure, caption="Time of one forward pass", height=height)
     rows = []
-    for batch, entry in (report.get("speed") or {}).items():
+    in_int8, unrounded = words.in_int8(report), report.get("speed") or {}
+    after = "Working memory after" + (", float factors" if in_int8 else "")
+    for batch, entry in (words.written(report).get("speed") or {}).items():
         row = {
             "Batch size": int(batch) if str(batch).isdigit() else str(batch),
             "Original, ms": entry.get("before_ms"),
             "Compressed, ms": entry.get("after_ms"),
             "Times as fast": entry.get("ratio"),
         }
-        if entry.get("peak_bytes_before") is not None:
-            row["Working memory before"] = entry["peak_bytes_before"]
-            row["Working memory after"] = entry.get("peak_bytes_after")
+        plain = unrounded.get(batch) or {}
+        if in_int8:
+            row["Float factors, ms"] = plain.get("after_ms")
+        if plain.get("peak_bytes_before") is not None:
+            row["Working memory before"] = plain["peak_bytes_before"]
+            row[after] = plain.get("peak_bytes_after")
         rows.append(row)
     if rows:
         memory: dict[str, Any] = {
-            name: bytes_text for name in ("Working memory before", "Working memory after") if name in rows[0]
+            name: bytes_text for name in ("Working memory before", after) if name in rows[0]
         }
+        memory |= {"Float factors, ms": "{:.4g}"} if in_int8 else {}
         page.table(
             rows,
             caption="Medians; working memory is the most that intermediate results take",
@@ -204,6 +214,8 @@ def _layers(page: Page, report: Mapping[str, Any]) -> None:
         "before any recovery. A large weight error beside a small output error is no contradiction: "
         "directions that the inputs hardly use are given up first."
     )
+    if words.in_int8(report):
+        intro += " Errors and times are of the float factors."
     page.section("Layers", intro=intro)
     drawn = figures.errors(layers)
     if drawn is not None:

@@ -16,6 +16,7 @@ __all__ = [
     "METHODS",
     "Measure",
     "headline",
+    "in_int8",
     "loading",
     "losses",
     "main_measure",
@@ -23,6 +24,7 @@ __all__ = [
     "span",
     "variants",
     "verdict",
+    "written",
 ]
 
 METHODS = {
@@ -97,6 +99,44 @@ def model_name(report: Mapping[str, Any]) -> str:
     return named[-1] if named else str(report["model"])
 
 
+def written(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report with the quality and speed of the model that was written.
+
+    Parameters
+    ----------
+    report : mapping
+        The contents of report.json. With int8, its ``quality`` and ``speed`` are of the float factors, while
+        the files hold ``int8.compressed``.
+
+    Returns
+    -------
+    dict
+        The same report where nothing was quantized.
+
+    Examples
+    --------
+    >>> small = {"quality": {"cosine": 0.8}, "speed": {"1": {"ms": 5.0, "ratio": 0.8}}}
+    >>> speed = {"1": {"before_ms": 4.0, "after_ms": 2.0, "ratio": 2.0}}
+    >>> written({"quantize": "int8", "speed": speed, "int8": {"compressed": small}})["speed"]
+    {'1': {'before_ms': 4.0, 'after_ms': 5.0, 'ratio': 0.8}}
+    """
+    if not in_int8(report):
+        return dict(report)
+    small = report["int8"]["compressed"]
+    before, times_ms = report.get("speed") or {}, small.get("speed") or {}
+    speed = {
+        batch: {"before_ms": before[batch].get("before_ms"), "after_ms": row["ms"], "ratio": row.get("ratio")}
+        for batch, row in times_ms.items()
+        if batch in before
+    }
+    return {**report, "quality": small.get("quality"), "speed": speed}
+
+
+def in_int8(report: Mapping[str, Any]) -> bool:
+    """Return whether the files hold the factors in int8, so that the float figures stand beside."""
+    return bool(report.get("quantize") and (report.get("int8") or {}).get("compressed"))
+
+
 def main_measure(report: Mapping[str, Any]) -> Measure | None:
     """Return the measure that matters most among those present, or None."""
     quality = report.get("quality") or {}
@@ -135,11 +175,15 @@ def variants(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     if before_recovery:
         row = {"quality": before_recovery, "bytes": None, "ms": {}, "color": "var(--after-raw)"}
         found.append(("Compressed, before recovery", row))
-    row = {"quality": quality, "bytes": size.get("after"), "color": "var(--after)"}
+    quantized = in_int8(report)
+    row = {"quality": quality, "bytes": size.get("float" if quantized else "after"), "color": "var(--after)"}
     row["ms"] = {batch: entry.get("after_ms") for batch, entry in speed.items()}
-    found.append(("Compressed", row))
+    found.append(("Compressed, float factors" if quantized else "Compressed", row))
     if int8.get("compressed"):
-        found.append(("Compressed, int8", {**_int8(int8["compressed"]), "color": "var(--after-int8)"}))
+        row = {**_int8(int8["compressed"]), "color": "var(--after-int8)"}
+        if quantized:
+            row["bytes"] = size.get("after")  # of the file; that of the comparison is of the memory
+        found.append(("Compressed, int8", row))
     return found
 
 
@@ -147,7 +191,8 @@ def headline(report: Mapping[str, Any]) -> str:
     """Return the one or two sentences at the top of the page."""
     name, layers = model_name(report), report["layers"]
     method = METHODS.get(str(report.get("method")), str(report.get("method", "structured matrices")))
-    text = f"{name} was compressed with {method}"
+    text = f"{name} was compressed with {method}{' and int8' if in_int8(report) else ''}"
+    report = written(report)
     kept = _kept(report)
     if kept is not None:
         text += f" to {percent(kept)} of the parameters of {count(len(layers), 'linear layer')}"
@@ -172,8 +217,8 @@ def losses(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Return what was kept and what was lost: topics, each with its sentences."""
     found = [
         ("Size", _parameters(report)),
-        ("Quality", [*_quality(report), *_recovery(report)]),
-        ("Speed", _speed(report)),
+        ("Quality", [*_quality(written(report)), *_recovery(report)]),
+        ("Speed", _speed(written(report))),
         ("Against int8", _quantized(report)),
         ("Layers", _layers(report)),
     ]
@@ -203,6 +248,13 @@ def loading(report: Mapping[str, Any]) -> str:
         "masked": "AutoModelForMaskedLM",
     }
     name = automatic.get(str(_task(report))) or architecture
+    if report.get("library") == "diffusers" and architecture:
+        return (
+            f"from diffusers import {architecture}\n"
+            "from lowdim.compress import load_weights\n\n"
+            f'config = {architecture}.load_config({json.dumps(folder)}, subfolder="architecture")\n'
+            f"model = load_weights({architecture}.from_config(config), {json.dumps(folder)})"
+        )
     if not name or not architecture or report.get("library") == "pytorch":
         return (
             "from lowdim.compress import load_weights\n\n"
@@ -308,8 +360,15 @@ def _speed(report: Mapping[str, Any]) -> list[str]:
 def _quantized(report: Mapping[str, Any]) -> list[str]:
     int8, measure, found = report.get("int8") or {}, main_measure(report), []
     names = {"original": "Plain int8 of the original", "compressed": "int8 on top of the compressed layers"}
-    for key, name in names.items():
-        entry = int8.get(key) or {}
+    compared = {name: int8.get(key) or {} for key, name in names.items()}
+    if in_int8(report):
+        size, quality = report.get("bytes") or {}, report.get("quality") or {}
+        compared[names["compressed"]] = {**int8["compressed"], "bytes": size.get("after")}
+        compared["The same with float factors (not written)"] = {
+            "bytes": size.get("float"),
+            "quality": quality,
+        }
+    for name, entry in compared.items():
         parts = [f"takes {bytes_text(entry['bytes'])}"] if _number(entry.get("bytes")) else []
         value = _number((entry.get("quality") or {}).get(measure.key)) if measure else None
         if measure is not None and value is not None:

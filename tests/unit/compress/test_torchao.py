@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lowdim.algebra import Blast, BlockDiagonal, LowRank, Monarch, Operator, StructuredLinear
+from lowdim.compress import CompressResult, compress
 from lowdim.compress.int8 import Int8
 from lowdim.compress.modules import structured_modules
+from lowdim.compress.result import summary_columns, summary_rows
 from lowdim.compress.timing import parameter_bytes
 from lowdim.compress.write import load_weights, write_checkpoint
 from lowdim.errors import DataError
@@ -176,3 +178,66 @@ def test_dense_export_of_eight_bits_is_floating_point(tmp_path):
     assert not any(isinstance(m, StructuredLinear) for m in again.modules())
     batch = architectures.inputs(model)
     assert torch.allclose(architectures.answer(again, batch), architectures.answer(model, batch), atol=1e-4)
+
+
+def test_report_card_and_summary_describe_the_model_that_was_written(tmp_path):
+    torch.manual_seed(0)
+    model = architectures.bert().eval()
+    batch = architectures.inputs(model)
+    out = tmp_path / "out"
+    result = compress(
+        model, calibration=[batch], sweeps=2, recover_steps=2, quantize="int8", dense=True, output=out
+    )
+    report = json.loads((out / "report.json").read_text())
+    on_disk = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    assert report["bytes"]["after"] == result.report["bytes"]["after"] == on_disk
+    plain = compress(model, calibration=[batch], sweeps=2, recover_steps=2)
+    assert report["bytes"]["float"] == parameter_bytes(plain.model) > parameter_bytes(result.model)
+    small = report["int8"]["compressed"]
+    assert small["quality"]["cosine"] != report["quality"]["cosine"]
+
+    card = (out / "README.md").read_text()
+    written, unrounded = f"{small['quality']['cosine']:.4g}", f"{report['quality']['cosine']:.4g}"
+    assert "factors in int8" in card
+    assert "| on held-out inputs | compressed, int8 (this folder) | float factors |" in card
+    assert (
+        f"| weight file, bytes | {report['bytes']['before']:,} | {on_disk:,} | {report['bytes']['float']:,} |"
+        in card
+    )
+    assert f"| mean cosine to the original embedding | {written} | {unrounded} |" in card
+    before, ms, unrounded_ms = (
+        f"{value:.4g}"
+        for value in (
+            report["speed"]["1"]["before_ms"], small["speed"]["1"]["ms"], report["speed"]["1"]["after_ms"],
+        )
+    )  # fmt: skip
+    assert f"| milliseconds per forward, batch 1 | {before} | {ms} | {unrounded_ms} |" in card
+
+    assert summary_columns(report)[2:] == ("Compressed, int8", "Float factors")
+    rows = {row[0]: row[1:] for row in summary_rows(report)}
+    assert {len(row) for row in rows.values()} == {3}
+    assert rows["weights on disk"][1:] == (
+        f"{on_disk / 1e6:.1f} MB",
+        f"{report['bytes']['float'] / 1e6:.1f} MB",
+    )
+    assert rows["cosine to the original embedding"][1] == written
+    assert rows["cosine to the original embedding"][2].startswith(f"{unrounded} (")
+    assert rows["forward pass, batch 1"][1].startswith(f"{small['speed']['1']['ms']:.1f} ms")
+    assert (
+        f"weights on disk: {report['bytes']['before'] / 1e6:.1f} MB -> {on_disk / 1e6:.1f} MB (float factors"
+        in (result.summary())
+    )
+
+    # The dense copy is of the written model too: the same function, to rounding.
+    from transformers import AutoModel
+
+    dense = AutoModel.from_pretrained(out / "dense")
+    loaded = CompressResult.load(out).model
+    assert torch.allclose(architectures.answer(dense, batch), architectures.answer(loaded, batch), atol=1e-4)
+
+
+def test_without_a_folder_the_size_is_that_of_the_integers():
+    torch.manual_seed(0)
+    model = architectures.DiT().eval()
+    result = compress(model, calibration=[architectures.inputs(model)], sweeps=2, quantize="int8")
+    assert result.report["bytes"]["after"] == parameter_bytes(result.model) < result.report["bytes"]["float"]

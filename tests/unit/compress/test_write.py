@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lowdim.algebra import LowRank, StructuredLinear
-from lowdim.compress import write
+from lowdim.compress import CompressResult, compress, write
 from lowdim.compress.modules import structured_modules
+from lowdim.compress.record import library_of
 from lowdim.compress.write import load_weights, write_checkpoint
 from lowdim.errors import RunError
 
@@ -176,3 +177,105 @@ def test_whoever_may_read_the_card_may_read_the_weights(tmp_path):
     write_checkpoint(model, tmp_path)
     modes = {name: (tmp_path / name).stat().st_mode for name in ("README.md", "model.safetensors")}
     assert modes["README.md"] == modes["model.safetensors"]
+
+
+class Frozen(dict):
+    """Stands for diffusers' FrozenDict: its entries are attributes, and nothing can be set."""
+
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name, value):
+        raise Exception(f"You cannot use ``__setattr__`` on a {type(self).__name__} instance.")
+
+
+class ModelMixin:
+    """Saves, refuses and loads as diffusers' ModelMixin and ConfigMixin do (modeling_utils.py of 0.35)."""
+
+    @property
+    def config(self):
+        return Frozen(width=self.width, _class_name=type(self).__name__)
+
+    def save_config(self, folder):
+        os.makedirs(folder, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config))
+
+    @classmethod
+    def load_config(cls, folder, subfolder=""):
+        return json.loads((folder / subfolder / "config.json").read_text())
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config["width"])
+
+    def save_pretrained(self, folder, max_shard_size="10GB"):
+        if getattr(self, "hf_quantizer", None) is not None:  # never a DiffusersQuantizer here
+            raise ValueError("The model is quantized with lowdim and is not serializable - check out the ...")
+        from safetensors.torch import save_file
+
+        self.save_config(folder)
+        save_file(self.state_dict(), folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+
+
+ModelMixin.__module__ = "diffusers.models.modeling_utils"
+
+
+class DiT(architectures.DiT, ModelMixin):
+    def __init__(self, width=32):
+        super().__init__(width)
+        self.width = width
+
+
+def test_a_diffusers_model_is_written_as_a_module_and_says_how_it_loads(tmp_path):
+    torch.manual_seed(0)
+    model = DiT(48).eval()
+    batch = architectures.inputs(model)
+    result = compress(model, calibration=[batch], sweeps=2, output=tmp_path / "out")
+    assert result.report["library"] == library_of(model) == "diffusers"
+    result.save(tmp_path / "saved")
+    for folder in (tmp_path / "out", tmp_path / "saved"):
+        # as the card says
+        fresh = load_weights(DiT.from_config(DiT.load_config(folder, subfolder="architecture")), folder)
+        assert torch.equal(architectures.answer(fresh, batch), architectures.answer(result.model, batch))
+        loaded = CompressResult.load(folder, model=DiT(48)).model
+        assert torch.equal(architectures.answer(loaded, batch), architectures.answer(result.model, batch))
+        card = (folder / "README.md").read_text()
+        assert 'DiT.load_config(FOLDER, subfolder="architecture")' in card
+        assert "load_weights(DiT.from_config(config), FOLDER)" in card
+        assert "transformers" not in card
+        with pytest.raises(RunError, match=r"model=DiT\.from_config\(DiT\.load_config\(directory"):
+            CompressResult.load(folder)
+
+
+def test_a_dense_diffusers_model_is_one_of_diffusers(tmp_path):
+    model = architectures.compressed(DiT())
+    (tmp_path / "diffusion_pytorch_model-00001-of-00002.safetensors").write_text("of an earlier model")
+    write_checkpoint(model, tmp_path, dense=True)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors",
+    }  # fmt: skip
+    assert "DiT.from_pretrained(FOLDER)" in (tmp_path / "README.md").read_text()
+
+
+def test_a_module_with_a_config_of_its_own_is_no_model_of_transformers(tmp_path):
+    class Own(architectures.DiT):
+        config = None
+
+        def save_pretrained(self, folder):
+            raise AssertionError("not asked for")
+
+    write_checkpoint(architectures.compressed(Own()), tmp_path)
+    assert library_of(Own()) == "pytorch"
+    load_weights(Own(), tmp_path)
+    assert library_of(architectures.bert()) == "transformers"
+
+
+def test_the_card_of_a_dense_copy_claims_no_size_and_no_speed(model, tmp_path):
+    write_checkpoint(model, tmp_path, report=REPORT, dense=True)
+    card = (tmp_path / "README.md").read_text()
+    assert "0.8765" in card
+    assert "bytes" not in card
+    assert "milliseconds" not in card

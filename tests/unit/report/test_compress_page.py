@@ -2,12 +2,16 @@
 
 import copy
 import html as entities
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from lowdim.cli import compress as command
+from lowdim.cli import manners
 from lowdim.errors import DataError
 from lowdim.report import compress_figures as figures
 from lowdim.report import compress_page
@@ -206,3 +210,105 @@ def test_the_loss_curve_follows_the_record(report):
     assert list(figure.data[0].y) == pytest.approx(report["recovery"]["objective"])
     report["recovery"] = {"objective": [2.0, 1.0], "every": 10}
     assert list(figures.recovery(report).data[0].x) == [0, 10]
+
+
+@pytest.fixture
+def in_int8(report):
+    """The report of a run with --quantize int8: bytes.after is the file of integers."""
+    report["quantize"] = "int8"
+    report["bytes"] = {"before": 90_000_000, "after": 54_321_000, "float": 71_000_000}
+    report["int8"]["compressed"]["quality"]["cosine"] = 0.9208
+    for batch, ratio in (("1", 0.52), ("32", 1.1)):
+        report["int8"]["compressed"]["speed"][batch]["ratio"] = ratio
+    return report
+
+
+def test_the_page_of_int8_is_about_the_files_and_shows_the_floats_beside(in_int8):
+    text = text_of(in_int8)
+    headline = words.headline(in_int8)
+    assert "with BLAST and int8" in headline
+    assert "from 90.0 MB to 54.3 MB" in headline
+    assert "at batch size 1 it is slower: it takes 1.92 times as long" in headline
+    assert "a mean cosine of 0.921" in headline
+    assert "in int8; 0.931 with float factors" in text
+    assert "a mean cosine of 0.921 to the original's; one in twenty falls below 0.883" in said(in_int8)
+    assert "float factors (not written) takes 71.0 MB" in said(in_int8)
+    assert "int8 on top of the compressed layers takes 54.3 MB" in said(in_int8)
+    found = dict(words.variants(in_int8))
+    assert found["Compressed, int8"]["bytes"] == 54_321_000
+    assert found["Compressed, float factors"]["bytes"] == 71_000_000
+    assert found["Compressed, float factors"]["quality"]["cosine"] == 0.9312
+    assert "Float factors, ms" in text
+
+
+def test_a_diffusers_model_is_built_from_its_config_and_filled(report):
+    report |= {"library": "diffusers", "architecture": "DiTTransformer2DModel", "task": "generic"}
+    code = words.loading(report)
+    assert 'DiTTransformer2DModel.load_config("demo", subfolder="architecture")' in code
+    assert "import load_weights" in code
+    assert "transformers" not in code
+
+
+def printed(report, width, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(manners, "out", Console(file=stream, width=width))
+    command._show(report, Path("out"))
+    return stream.getvalue()
+
+
+def test_the_table_of_layers_has_the_times_where_there_is_room(report, monkeypatch):
+    for number, layer in enumerate(report["layers"]):
+        layer |= {"dense_ms": 1.25 + number, "compressed_ms": 0.75 + number}
+    wide = printed(report, 120, monkeypatch)
+    row = next(line for line in wide.splitlines() if line.startswith("encoder.layer.0.attention.self.query"))
+    assert row.split()[-4:] == ["0.384", "0.183", "1.250", "0.750"]
+    assert re.search(r"Dense\s+Compressed", wide)
+    narrow = printed(report, 80, monkeypatch)
+    assert "Dense" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "0.384" in narrow
+    del report["layers"][0]["dense_ms"], report["layers"][0]["compressed_ms"]
+    printed(report, 120, monkeypatch)
+
+
+def test_the_summary_of_int8_is_that_of_the_files(in_int8, monkeypatch):
+    lines = printed(in_int8, 120, monkeypatch).splitlines()
+    disk = next(line for line in lines if line.startswith("weights on disk"))
+    assert re.split(r"\s{2,}", disk) == ["weights on disk", "90.0 MB", "54.3 MB", "71.0 MB"]
+    assert "int8 of the original: 58.9 MB" in lines
+    assert not any(line.startswith("int8 of the compressed") for line in lines)
+    assert max(map(len, printed(in_int8, 80, monkeypatch).splitlines())) <= 80
+
+
+def lines_of_progress(monkeypatch, work):
+    stream = io.StringIO()
+    monkeypatch.setattr(manners, "console", Console(file=stream, width=120))
+    with command._progress(quiet=False) as tell:
+        work(tell)
+    return stream.getvalue()
+
+
+def test_the_plan_has_a_line_from_the_start_to_the_end(monkeypatch):
+    def work(tell):
+        tell("plan", 3, 3, "")
+        tell("calibrate", 2, 2, "")
+
+    shown = lines_of_progress(monkeypatch, work)
+    assert re.search(r"plan .*3/3", shown)
+    assert re.search(r"plan .*3/3", lines_of_progress(monkeypatch, lambda tell: None)), "a finished run"
+
+
+def test_loading_and_hashing_the_weights_are_told(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(manners, "console", Console(file=stream, width=160))
+    with pytest.raises(KeyboardInterrupt), command._progress(quiet=False):
+        raise KeyboardInterrupt  # in the middle of it
+    assert re.search(r"plan .*loading the model and hashing its weights.*0/3", stream.getvalue())
+
+
+def test_what_is_refused_at_the_door_leaves_no_line(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(manners, "console", Console(file=stream, width=120))
+    with pytest.raises(DataError), command._progress(quiet=False):
+        raise DataError("no such model")
+    assert "plan" not in stream.getvalue()
