@@ -43,6 +43,8 @@ FORMAT = 1
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _VERSIONED = ("lowdim", "torch", "transformers", "safetensors", "numpy")
 _PART = ".part"
+_WORK = ".work"
+_AGAIN = "Delete this file and run again with --resume (it is made anew), or start over with --restart."
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -92,7 +94,8 @@ def atomic_json(path: str | os.PathLike[str], obj: Any) -> None:
     Parameters
     ----------
     path : path
-        Its folder must exist.
+        Its folder must exist. In the work folder of a run the object goes under "value" beside its "sha256",
+        so that a resumed run notices a change; everywhere else the file is the object.
     obj : object
         JSON-ready; numbers that JSON does not know (NaN, infinity) are refused.
 
@@ -101,11 +104,14 @@ def atomic_json(path: str | os.PathLike[str], obj: Any) -> None:
     RunError
         If the disk is full or the folder cannot be written.
     """
+    if _is_work(Path(path)):
+        obj = json.loads(json.dumps(obj, allow_nan=False))  # as it will be read: tuples are lists
+        obj = {"sha256": digest(obj), "value": obj}
     atomic_write(path, json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
+    """Read what `atomic_json` wrote, and verify it in the work folder of a run.
 
     Parameters
     ----------
@@ -118,14 +124,31 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     RunError
-        If it is missing or damaged; the file is named.
+        If it is missing, damaged, or (in a work folder) was changed; the file is named.
     """
+    work = _is_work(Path(path))
+    remedy = _AGAIN if work else "Start anew with --restart."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}. Start anew with --restart.") from error
-    except ValueError as error:
-        raise RunError(f"{path} is damaged ({error}). Start anew with --restart.") from error
+        raise RunError(f"{path} cannot be read: {error.strerror}. {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is truncated or damaged ({error}). {remedy}") from error
+    if not work:
+        return found
+    if not isinstance(found, dict) or found.get("sha256") != digest(found.get("value")):
+        raise RunError(f"{path} was changed after it was written: its checksum does not fit. {remedy}")
+    return found.get("value")
+
+
+def _is_work(path: Path) -> bool:
+    """Whether a file lies in the work folder of a run: below .work, with the manifest beside that folder."""
+    for folder in path.parents:
+        if (folder / "manifest.json").exists():
+            return False  # a run of its own
+        if folder.name == _WORK:
+            return (folder.parent / "manifest.json").exists()
+    return False
 
 
 def atomic_tensors(
@@ -166,12 +189,16 @@ def atomic_tensors(
     atomic_write(path, save(plain, metadata={**facts, "sha256": _tensor_digest(plain, facts)}))
 
 
-def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(
+    path: str | os.PathLike[str], *, remedy: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what `atomic_tensors` wrote, and verify it.
 
     Parameters
     ----------
     path : path
+    remedy : str, optional
+        What to do about a damaged file; by default to delete it, so that it is made anew.
 
     Returns
     -------
@@ -188,7 +215,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    remedy = "Delete this file and run again with --resume (it is made anew), or start over with --restart."
+    remedy = _AGAIN if remedy is None else remedy
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -302,7 +329,7 @@ class Run:
     @property
     def work(self) -> Path:
         """The folder of intermediate files, which vanishes when the run has finished."""
-        return self.path / ".work"
+        return self.path / _WORK
 
     @classmethod
     def join(cls, directory: str | os.PathLike[str]) -> Run:
@@ -435,7 +462,7 @@ class Run:
             manifest.unlink(missing_ok=True)
             return
         if not manifest.exists():
-            others = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", ".work"))
+            others = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", _WORK))
             others = [name for name in others if not name.endswith(_PART)]
             if others:
                 raise RunError(
@@ -443,8 +470,15 @@ class Run:
                     f"{', ...' if len(others) > 3 else ''}) and holds no run of lowdim. Choose an empty or "
                     "new folder with -o."
                 )
+            if any(p.is_file() for p in self.work.rglob("*")):
+                raise RunError(
+                    f"{self.path} holds work files, but the manifest.json that tells their settings is gone. "
+                    "Add --restart to throw them away, or choose another folder with -o."
+                )
             return
         found = read_json(manifest)
+        if not isinstance(found, dict):
+            raise RunError(f"{manifest} is truncated or damaged (no JSON object). Start anew with --restart.")
         if found.get("format") != FORMAT:
             raise RunError(
                 f"{manifest} has format {found.get('format')!r}; this lowdim reads {FORMAT}. Use the lowdim "
@@ -491,7 +525,7 @@ class Run:
 
     def _nothing_done(self) -> bool:
         """Whether the run has left no file: then a wrong option costs no --restart."""
-        others = {p.name for p in self.path.iterdir()} - {".lock", ".work", "manifest.json"}
+        others = {p.name for p in self.path.iterdir()} - {".lock", _WORK, "manifest.json"}
         return not others and not any(p.is_file() for p in self.work.rglob("*"))
 
     def _end(self, status: str, *, error: str | None = None, strict: bool = True) -> None:

@@ -6,6 +6,7 @@ Usage: python faults.py FOLDER SEED; the result is JSON on stdout.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -76,6 +77,41 @@ def full(root: Path, out: Path, limit: int) -> dict[str, Any]:
     return {"limit": limit, "ended": code, "told": told, "left": left, "resumed": resumed}
 
 
+def layers(out: Path) -> dict[str, list[Any]]:
+    """The finished layer files of a stopped run: file number, time of writing, contents, seconds told."""
+    from lowdim.runs import read_tensors
+
+    found = {}
+    for path in sorted((out / ".work" / "layers-uniform").glob("*.safetensors")):
+        state = path.stat()
+        contents = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[path.name] = [
+            state.st_ino,
+            state.st_mtime_ns,
+            contents,
+            float(read_tensors(path)[1]["seconds"]),
+        ]
+    return found
+
+
+def tenth(root: Path, out: Path) -> dict[str, Any]:
+    """Kill a run when ten layers are finished; let the next stop at a full disk, and the third finish."""
+    pid = start(words(root, out), root / "log")
+    folder = out / ".work" / "layers-uniform"
+    # A file appears under its name when it is whole.
+    while len(list(folder.glob("*.safetensors"))) < 10 and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    ended = finish(pid)
+    killed = layers(out)
+    # Too small for the weights of the whole model in recovery, large enough for every layer.
+    stopped = finish(start([*words(root, out), "--resume"], root / "log", LIMITS[-1]))
+    after = layers(out)
+    code = finish(start([*words(root, out), "--resume"], root / "log"))
+    log = (root / "log").read_text()
+    return {"ended": ended, "killed": killed, "stopped": stopped, "after": after, "resumed": code, "log": log}
+
+
 def main() -> None:
     root, seed = Path(sys.argv[1]), int(sys.argv[2])
     import torch
@@ -101,6 +137,7 @@ def main() -> None:
         "log": (root / "log").read_text(),
         "duration": duration,
         "kills": [killed(root, root / f"killed{i}", after) for i, after in enumerate(moments)],
+        "tenth": tenth(root, root / "tenth"),
         "full": [full(root, root / f"full{limit}", limit) for limit in LIMITS],
     }
     sys.stdout.write(json.dumps(result))

@@ -67,6 +67,23 @@ def test_no_half_file_is_left_by_a_kill(outcome):
         assert not complete or "model.safetensors" in kill["left"]
 
 
+def test_killed_after_ten_layers_it_does_not_compute_them_again(outcome):
+    root, found = outcome
+    run = found["tenth"]
+    assert run["ended"] == -9
+    assert len(run["killed"]) >= 10
+    # The resumed run was stopped again (while it recovers), so that its files can be looked at.
+    assert run["stopped"] == 2
+    assert len(run["after"]) == 12
+    assert {name: run["after"][name] for name in run["killed"]} == run["killed"]
+    assert run["resumed"] == 0, run["log"]
+    assert_same(root / "tenth", root / "whole")
+    rows = json.loads((root / "tenth/report.json").read_text())["layers"]
+    seconds = {f"{row['name']}.safetensors": row["seconds"] for row in rows}
+    for name, (_, _, _, told) in run["after"].items():
+        assert seconds[name] == told, "the time is that of the only computation"
+
+
 @pytest.mark.parametrize("limit", faults.LIMITS)
 def test_a_full_disk_is_told_and_leaves_no_half_file(outcome, limit):
     root, found = outcome

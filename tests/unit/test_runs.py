@@ -152,12 +152,12 @@ def test_unknown_formats_are_refused(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "argu'])
+@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "argu', "[]", "[" * 100_000, "\udcff"])
 def test_a_damaged_manifest_is_named(tmp_path, content):
     stopped(tmp_path)
-    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "manifest.json").write_text(content, errors="surrogateescape")
     with (
-        pytest.raises(RunError, match=r"manifest.json is damaged"),
+        pytest.raises(RunError, match=r"manifest.json is truncated or damaged.*--restart"),
         Run.open(tmp_path, **OPTIONS, resume=True),
     ):
         pass
@@ -211,6 +211,108 @@ def test_truncated_and_changed_tensors_are_refused_by_name(tmp_path):
         path.write_bytes(bytes(changed))
         with pytest.raises(RunError, match=r"layer.safetensors was changed"):
             read_tensors(path)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_work_files_of_unknown_settings_are_not_used(tmp_path, resume):
+    stopped(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with (
+        pytest.raises(RunError, match=r"manifest.json that tells their settings is gone.*--restart"),
+        Run.open(tmp_path, **OPTIONS, resume=resume),
+    ):
+        pass
+    assert (tmp_path / ".work" / "layer").exists()
+    with Run.open(tmp_path, **OPTIONS, restart=True) as run:
+        assert not (run.work / "layer").exists()
+
+
+def test_any_flipped_bit_of_tensors_is_refused_by_name(tmp_path):
+    path = tmp_path / "layer.safetensors"
+    torch.manual_seed(0)
+    atomic_tensors(path, {"U": torch.randn(2, 3), "b": torch.randn(2)}, {"key": "1"})
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(bytes(changed))
+        with pytest.raises(RunError, match=r"layer.safetensors (is truncated or damaged|was changed)"):
+            read_tensors(path)
+
+
+VALUE = {"cosine": 0.91, "top1": None, "notes": ["ä", 3], "nested": {"10": 1e-7, "2": True}}
+
+
+def stopped_with_json(out):
+    with suppress(ZeroDivisionError), Run.open(out, **OPTIONS) as run:
+        (run.work / "deep").mkdir()
+        atomic_json(run.work / "deep" / "quality.json", {**VALUE, "nested": {10: 1e-7, 2: True}})
+        raise ZeroDivisionError
+    return out / ".work" / "deep" / "quality.json"
+
+
+def test_json_work_files_carry_a_checksum_and_others_stay_plain(tmp_path):
+    path = stopped_with_json(tmp_path)
+    assert read_json(path) == VALUE
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    assert raw == {"sha256": digest(VALUE), "value": VALUE}
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "failed"
+    atomic_json(tmp_path / "report.json", VALUE)
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == VALUE
+
+
+def test_a_folder_called_work_without_a_run_holds_plain_json(tmp_path):
+    (tmp_path / ".work").mkdir()
+    atomic_json(tmp_path / ".work" / "shared.json", VALUE)
+    assert json.loads((tmp_path / ".work" / "shared.json").read_text(encoding="utf-8")) == VALUE
+    # Nor does a run that lies in the work folder of another one.
+    stopped_with_json(tmp_path / "outer")
+    inner = tmp_path / "outer" / ".work" / "inner"
+    stopped(inner)
+    atomic_json(inner / "report.json", VALUE)
+    assert read_json(inner / "report.json") == VALUE
+    assert json.loads((inner / "report.json").read_text(encoding="utf-8")) == VALUE
+
+
+def test_truncated_and_changed_json_work_files_are_refused_by_name(tmp_path):
+    path = stopped_with_json(tmp_path)
+    whole = path.read_bytes()
+    told = r"quality.json is truncated or damaged.*Delete this file and run again with --resume.*--restart"
+    for size in range(len(whole.rstrip())):
+        path.write_bytes(whole[:size])
+        with pytest.raises(RunError, match=told):
+            read_json(path)
+    changed = r"quality.json was changed after it was written.*Delete this file.*--resume.*--restart"
+    edits = {b"0.91": b"0.92", b"1e-07": b"2e-07", b"null": b"1", b'"top1"': b'"top2"', b"true": b"1"}
+    for old, new in edits.items():
+        assert whole.count(old) == 1
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(RunError, match=changed):
+            read_json(path)
+    for foreign in (VALUE, VALUE["notes"], {"value": VALUE}, {"sha256": digest(VALUE)}):
+        path.write_text(json.dumps(foreign))
+        with pytest.raises(RunError, match=changed):
+            read_json(path)
+    path.unlink()
+    with pytest.raises(RunError, match=r"quality.json cannot be read: No such file"):
+        read_json(path)
+
+
+def test_no_flipped_bit_of_a_json_work_file_gives_another_value(tmp_path):
+    path = stopped_with_json(tmp_path)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(len(whole)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(bytes(changed))
+        try:
+            found = read_json(path)
+        except RunError:
+            refused += 1
+        else:
+            assert found == VALUE, position  # such as "e" and "E" in a number
+    assert refused > 0.9 * len(whole)
 
 
 def test_digests_tell_dtype_shape_and_order():

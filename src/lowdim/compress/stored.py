@@ -171,7 +171,12 @@ class _Stored(Mapping[str, Tensor]):
         if name not in self.names:
             raise KeyError(name)
         if self.last is None or self.last[0] != name:
-            self.last = (name, read_tensors(self.folder / file_name(name))[0][self.key])
+            remedy = (
+                f"Delete the folder {self.folder} and run again with --resume (calibration starts anew), "
+                "or start over with --restart."
+            )
+            tensors, _ = read_tensors(self.folder / file_name(name), remedy=remedy)
+            self.last = (name, tensors[self.key])
         return self.last[1]
 
     def __iter__(self) -> Iterator[str]:
