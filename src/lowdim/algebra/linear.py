@@ -190,11 +190,15 @@ class StructuredLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A x + bias`` on the last axis."""
-        if self.bias is not None and self.operator.takes_bias:
-            return self.operator(x, self.bias)
-        y = self.operator(x)
+        # Each look at an attribute of a module costs a small layer one percent of its time.
+        operator, bias = self.operator, self.bias
+        if bias is None:
+            return operator(x)
+        if operator.takes_bias:
+            return operator(x, bias)
+        y = operator(x)
         # Under autocast y is in half precision and stays so, as with nn.Linear.
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return y + bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """Describe the sizes in ``repr``."""

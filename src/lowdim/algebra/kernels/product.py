@@ -7,8 +7,8 @@
 The first and the last step are batched matrix products in either order. The
 order decides how the coupling runs. *Feature-major* (features before tokens)
 makes it a third batched product, one (b1, b2) x (b2, N) product per rank
-component: fast when there are enough tokens. *Token-major* leaves the rank
-last and couples elementwise: few, cheap passes when there are few tokens.
+component: fast when there are enough tokens. *Token-major* keeps the tokens in
+the rows of every product, and couples elementwise where there are few blocks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Path = Literal["feature", "token", "triton", "fused"]
 # tokens in the columns is slow, and below 400 multiplications per item torch does not call it at all.
 _FEW_TOKENS = 16
 _SMALL_PRODUCT = 400
-# So few couplings (times tokens) are read in their stored order faster than they are transposed.
-_FEW_COUPLINGS = 32
+# So many couplings per component cost more to turn, rank last, than the activations of a few tokens.
+_MANY_COUPLINGS = 128
 # Rows p of a block below which the last product is faster with the tokens in the columns, too; and tokens
 # up to which the transpose that follows stays in the cache.
 _FEW_ROWS = 64
@@ -178,14 +178,12 @@ def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None 
 
 def _couple(z: Tensor, S: Tensor) -> Tensor:
     """Return ``w[i, t] = sum_j S[:, i, j] * z[j, t]``, shape (b1, N, r)."""
-    r, b1, b2 = S.shape
-    if z.shape[1] == 1:
-        return torch.bmm(S, z.permute(2, 0, 1).contiguous()).permute(1, 2, 0).contiguous()
-    if z.shape[1] * b1 * b2 <= _FEW_COUPLINGS:
-        return (S.permute(1, 2, 0).unsqueeze(2) * z).sum(1)
-    # A transpose in two dimensions is the fast kind of copy; afterwards all passes run along the rank.
-    couplings = S.reshape(r, b1 * b2).t().contiguous().view(b1, b2, 1, r)
-    return (couplings * z).sum(1)
+    _, b1, b2 = S.shape
+    if z.shape[1] == 1 or b1 * b2 >= _MANY_COUPLINGS:
+        # Products with the tokens in the rows read S as it is stored; turning z and w is less work.
+        return torch.bmm(z.permute(2, 1, 0).contiguous(), S.mT).permute(2, 1, 0).contiguous()
+    # Once the rank is last, all passes run along it.
+    return (S.permute(1, 2, 0).contiguous().unsqueeze(2) * z).sum(1)
 
 
 def _side_by_side(y: Tensor) -> Tensor:
