@@ -204,6 +204,17 @@ def test_an_image_model_asks_for_inputs(tmp_path):
     assert "ViTModel has no tokenizer" in told(call(tmp_path / "vit", "-o", tmp_path / "out", code=2))
     call(tmp_path / "vit", "-o", tmp_path / "out", "--method", "svd")
     assert json.loads((tmp_path / "out/report.json").read_text())["layers"][0]["weight_error"] > 0
+    transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    (tmp_path / "photos").mkdir()
+    for i in range(10):
+        image.new("RGB", (20, 20), (25 * i, 99, 7)).save(tmp_path / f"photos/{i}.png")
+    call(tmp_path / "vit", "-o", tmp_path / "seen", "--calib", tmp_path / "photos", "--sweeps", "2")
+    report = json.loads((tmp_path / "seen/report.json").read_text())
+    assert report["calibration"]["text"] == "9 images of photos"
+    assert report["quality"]["text"] == "1 other image of photos"
+    # The processor goes along, so that the folder can be used as it is.
+    assert type(transformers.AutoImageProcessor.from_pretrained(tmp_path / "seen")).__name__.startswith("ViT")
 
 
 def test_a_folder_in_use_is_refused(tiny_folder, tmp_path):

