@@ -42,14 +42,20 @@ def texts(tmp_path_factory) -> tuple[Path, Path]:
 def run(tiny_folder, texts, tmp_path):
     """Run a command line on the small BERT with quick settings and return what it wrote."""
 
-    def call(*words: object, calib: object = texts[0]) -> Outcome:
+    def call(*words: object, calib: object = texts[0], model: Path = tiny_folder) -> Outcome:
         out = tmp_path / f"out{len(list(tmp_path.glob('out*')))}"
-        given = [tiny_folder, "-o", out, "--calib", calib, "--eval", texts[1], "--sweeps", 2, *words]
+        given = [model, "-o", out, "--calib", calib, "--eval", texts[1], "--sweeps", 2, *words]
         result = CliRunner().invoke(lowdim.cli.build(), ["compress", *map(str, given)])
         assert result.exit_code == 0, result.output
         return Outcome(out)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def wordy(tmp_path_factory) -> Path:
+    """The small BERT with a table of words that is most of the model."""
+    return tiny.write_bert(tmp_path_factory.mktemp("wordy") / "bert", rows=3000)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +158,80 @@ def test_dense_writes_a_copy_with_ordinary_layers(run, tiny_folder):
         assert torch.linalg.matrix_rank(dense[f"{name}.weight"]) <= row["rank"]
     assert any("dense/" in note for note in found.report["notes"])
     assert not (run("--method", "lowrank").folder / "dense").exists()
+
+
+@pytest.mark.parametrize("how", ["int8", "low-rank"])
+def test_embeddings_makes_the_table_of_words_smaller(run, wordy, how):
+    from transformers import AutoModel, AutoTokenizer
+
+    words = ("--method", "lowrank", "--recover-steps", 2)
+    plain = run(*words, model=wordy)
+    kept = run(*words, "--embeddings", "keep", model=wordy)
+    found = run(*words, "--embeddings", how, "--dense", "--min-cosine", 0.1, model=wordy)
+    assert same(plain.weights, kept.weights)
+    assert plain.report["embeddings"] == kept.report["embeddings"] == []
+    table = "embeddings.word_embeddings"
+    stored = {key: value for key, value in found.weights.items() if key.startswith(table)}
+    if how == "int8":
+        assert {key: value.dtype for key, value in stored.items()} == {
+            f"{table}.integers": torch.int8, f"{table}.scales": torch.float32,
+        }  # fmt: skip
+    else:
+        assert {key: tuple(value.shape) for key, value in stored.items()} == {
+            f"{table}.L": (3000, 15), f"{table}.R": (15, 32),
+        }  # fmt: skip
+    others = {key: value for key, value in found.weights.items() if key not in stored}
+    assert same(others, {key: value for key, value in plain.weights.items() if not key.startswith(table)})
+
+    (row,) = found.report["embeddings"]
+    assert (row["name"], row["shape"], row["how"]) == (table, [3000, 32], how)
+    assert row["bytes"] == {"before": 384_000, "after": sum(value.nbytes for value in stored.values())}
+    size = [(out.folder / "model.safetensors").stat().st_size for out in (plain, found)]
+    assert found.report["bytes"]["after"] == size[1]
+    assert size[0] - size[1] == pytest.approx(384_000 - row["bytes"]["after"], abs=2000)
+    quality = found.report["quality"]
+    assert quality["before_embeddings"]["cosine"] == plain.report["quality"]["cosine"]
+    assert found.report["gates"][0]["value"] == quality["cosine"] != plain.report["quality"]["cosine"]
+    left = {entry["name"]: entry["reason"] for entry in found.report["left_alone"]}
+    assert left["embeddings.position_embeddings"] == "64 rows: too few to gain"
+    assert f"The embedding table {table}" in (found.folder / "report.html").read_text()
+    assert f"Embedding table `{table}`" in (found.folder / "README.md").read_text()
+
+    tokens = AutoTokenizer.from_pretrained(found.folder)(["ba ben fi", "mor"], padding=True)
+    batch = {key: torch.tensor(value) for key, value in tokens.items()}
+    small, dense = (AutoModel.from_pretrained(path) for path in (found.folder, found.folder / "dense"))
+    assert type(dense.get_input_embeddings()) is torch.nn.Embedding
+    with torch.no_grad():
+        output = small(**batch).last_hidden_state
+        assert torch.allclose(output, dense(**batch).last_hidden_state, atol=1e-4)
+        # What goes into the first layer is the table in the file.
+        ids = batch["input_ids"]
+        if how == "int8":
+            expected = stored[f"{table}.integers"][ids] * stored[f"{table}.scales"][ids]
+            assert torch.equal(small.get_input_embeddings()(ids), expected)
+        else:
+            expected = stored[f"{table}.L"][ids] @ stored[f"{table}.R"]
+            assert torch.allclose(small.get_input_embeddings()(ids), expected, atol=1e-6)
+
+
+def test_embeddings_stand_in_the_plan_and_a_tied_table_stays(wordy, tiny_causal_folder):
+    def call(*words: object, code: int = 0):
+        result = CliRunner().invoke(lowdim.cli.build(), ["compress", *map(str, words)])
+        assert result.exit_code == code, result.output
+        return result
+
+    shown = call(wordy, "--dry-run", "--embeddings", "low-rank").stdout
+    assert "Embedding tables, low-rank" in shown
+    assert "embeddings.word_embeddings" in shown
+    found = json.loads(call(wordy, "--dry-run", "--embeddings", "int8", "--json").stdout)
+    assert [(row["name"], row["how"]) for row in found["embeddings"]] == [
+        ("embeddings.word_embeddings", "int8")
+    ]
+    told = call(tiny_causal_folder, "--dry-run", "--embeddings", "int8", code=2).stderr
+    told = " ".join(told.translate(str.maketrans("", "", "│╭╮╰╯─")).split())
+    assert "transformer.wte: its weight is tied to 'lm_head'" in told
+    assert "transformer.wpe: 64 rows: too few to gain" in told
+    assert "--embeddings keep" in told
 
 
 def test_dtype_is_that_of_the_weights_written(run):

@@ -30,7 +30,8 @@ def tokenizer() -> Any:
     )
 
 
-def write_bert(folder: Path, kind: str = "BertModel") -> Path:
+def write_bert(folder: Path, kind: str = "BertModel", rows: int = len(WORDS) + 5) -> Path:
+    """Write the model; `rows` of its table of words may be more than the tokenizer uses."""
     import torch
     import transformers
 
@@ -40,7 +41,7 @@ def write_bert(folder: Path, kind: str = "BertModel") -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=64,
-        vocab_size=len(WORDS) + 5,
+        vocab_size=rows,
         max_position_embeddings=64,
         initializer_range=0.2,
     )

@@ -48,6 +48,14 @@ class Quantize(StrEnum):
     int8 = "int8"
 
 
+class Embeddings(StrEnum):
+    """What becomes of the embedding tables."""
+
+    keep = "keep"
+    int8 = "int8"
+    lowrank = "low-rank"
+
+
 WIDE = 100
 """Columns from which on a terminal has room for the times of the layers."""
 
@@ -104,6 +112,14 @@ RecoverOption = Annotated[
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option("--quantize", help="Integers on top of the factors (torchao).", rich_help_panel=WORK),
+]
+EmbeddingsOption = Annotated[
+    Embeddings,
+    typer.Option(
+        "--embeddings",
+        help="Large embedding tables: as they are, rows in int8 (torchao), or low rank.",
+        rich_help_panel=WORK,
+    ),
 ]
 CalibOption = Annotated[
     str | None,
@@ -177,6 +193,7 @@ def register(app: typer.Typer) -> None:
         target: TargetOption = None,
         exclude: ExcludeOption = None,
         quantize: QuantizeOption = None,
+        embeddings: EmbeddingsOption = Embeddings.keep,
         evaluation: EvalOption = None,
         min_cosine: CosineOption = None,
         max_perplexity_increase: PerplexityOption = None,
@@ -200,6 +217,7 @@ def register(app: typer.Typer) -> None:
         if not target:
             del settings["targets"]
         settings["exclude"] = _excluded(target, exclude)
+        settings["embeddings"] = None if embeddings is Embeddings.keep else embeddings.value
         if dry_run:
             found = _plan(model, dtype, settings)
             if json:
@@ -360,12 +378,23 @@ def _show_plan(found: Plan) -> None:
     for layer in found.layers:
         table.add_row(*_cells(layer.to_dict()))
     out.print(table)
+    if found.tables:
+        tables = _table(f"Embedding tables, {found.tables[0].how}")
+        tables.add_column("Table", overflow="fold", min_width=24)
+        for column in ("Shape", "Rank", "Kept"):
+            tables.add_column(column, justify="right", no_wrap=True)
+        for entry in found.tables:
+            rank = "" if entry.rank is None else str(entry.rank)
+            kept = f"{entry.parameters / entry.parameters_before:.0%}"
+            tables.add_row(Text(entry.name), "x".join(map(str, entry.shape)), rank, kept)
+        out.print()
+        out.print(tables)
     if found.left_alone:
         rest = _table("Left alone")
         for column in ("Layer", "Shape", "Why"):
             rest.add_column(column, overflow="fold")
-        for entry in found.left_alone:
-            rest.add_row(Text(entry.name), "x".join(map(str, entry.shape)), Text(entry.reason))
+        for stays in found.left_alone:
+            rest.add_row(Text(stays.name), "x".join(map(str, stays.shape)), Text(stays.reason))
         out.print()
         out.print(rest)
     out.print(

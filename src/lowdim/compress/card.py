@@ -86,6 +86,16 @@ def _table(header: list[str], rows: list[tuple[str, list[Any]]]) -> list[str]:
     ]
 
 
+def _table_line(row: Mapping[str, Any]) -> str:
+    """Return what became of an embedding table, in one line."""
+    form = "in int8" if row["how"] == "int8" else f"as a product of rank {row['rank']}"
+    size = row["bytes"]
+    return (
+        f"Embedding table `{row['name']}` {form}: {size['before']:,} to {size['after']:,} bytes, relative "
+        f"error {row['relative_error']:.2%}."
+    )
+
+
 def model_card(model: nn.Module, report: Mapping[str, Any], *, dense: bool = False) -> str:
     """Return the Markdown text of the model card: how to load it, and what it gained and lost.
 
@@ -120,6 +130,8 @@ def model_card(model: nn.Module, report: Mapping[str, Any], *, dense: bool = Fal
         kept = f", {100 * report['keep']:.0f} % of the weights kept" if "keep" in report else ""
         integers = ", factors in int8" if report.get("quantize") and not dense else ""
         lines += [f"Method: {report['method']}{kept}{integers}.", ""]
+    if not dense:
+        lines += [line for row in report.get("embeddings") or [] for line in (_table_line(row), "")]
     lines += ["```python", _loading(model, dense), "```", ""]
     if dense:
         lines += [

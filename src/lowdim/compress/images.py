@@ -168,7 +168,8 @@ def _processed(files: Sequence[Path], processor: Any, name: str) -> dict[str, Te
     if len(height_and_width) != 2:
         raise DataError(
             f"compress: {type(processor).__name__} gives pixel_values of shape "
-            f"{tuple(row['pixel_values'].shape)}, expected (batch, channels, height, width). Give batches from "
+            f"{tuple(row['pixel_values'].shape)}, expected (batch, channels, height, width). Give batches "
+            "from "
             "Python: compress(model, calibration=[...])."
         )
     return dict(row)

@@ -174,7 +174,9 @@ def source_digest(given: Any) -> str | None:
         return None
     if _is_folder(given):
         images = read_images(given).files
-        return digest(*[part for file in images for part in (str(file.relative_to(given)), file_digest(file))])
+        return digest(
+            *[part for file in images for part in (str(file.relative_to(given)), file_digest(file))]
+        )
     if isinstance(given, (str, Path)):
         path, column = split_column(given)
         if not path.is_file():

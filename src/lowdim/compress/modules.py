@@ -1,8 +1,8 @@
-"""Which layers of a model are structured: describe them, build them empty, multiply them out.
+"""Which layers and embedding tables of a model are compressed: describe, build empty, multiply out.
 
 The description is a dictionary, ready for JSON: name of the layer -> its operator's ``config()`` and whether
-it has a bias. Nothing here needs transformers, though its models (``base_model_prefix``, ``Conv1D``) are
-understood.
+it has a bias; or name of the table -> its ``config()``, known by the key "embedding". Nothing here needs
+transformers, though its models (``base_model_prefix``, ``Conv1D``) are understood.
 """
 
 from __future__ import annotations
@@ -17,19 +17,44 @@ from torch import nn
 from lowdim import __version__
 from lowdim.algebra import Operator, StructuredLinear
 from lowdim.algebra.linear import is_linear, weight_matrix
+from lowdim.compress.embedding import CompactEmbedding
 from lowdim.errors import DataError, LowdimError, RunError, ShapeError
 
 __all__ = [
     "FORMAT_VERSION",
     "check_version",
     "densify",
+    "format_version",
     "install_modules",
     "replace_module",
     "structured_modules",
 ]
 
-FORMAT_VERSION = 1
-"""Version of the description; other versions are refused."""
+FORMAT_VERSION = 2
+"""Newest version of the description: 1 has linear layers, 2 embedding tables too; others are refused."""
+
+
+def format_version(modules: Mapping[str, Mapping[str, Any]]) -> int:
+    """Return the oldest version that can say what `modules` says.
+
+    A model without compressed tables is written in version 1, so that earlier lowdims read it; of one with
+    tables they say which version they need, instead of calling the table a wrong linear layer.
+
+    Parameters
+    ----------
+    modules : mapping of str to dict
+        As from `structured_modules`.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> format_version({"fc": {"structure": "lowrank"}}), format_version({"words": {"embedding": "int8"}})
+    (1, 2)
+    """
+    return 2 if any("embedding" in entry for entry in modules.values()) else 1
 
 
 def check_version(version: Any, written_by: str | None = None) -> None:
@@ -45,18 +70,18 @@ def check_version(version: Any, written_by: str | None = None) -> None:
     Raises
     ------
     RunError
-        Unless `version` is `FORMAT_VERSION`.
+        If `version` is none of 1 to `FORMAT_VERSION`.
     """
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise RunError(
             f"This model was written in lowdim's format version {version!r} (by lowdim "
-            f"{written_by or 'unknown'}); lowdim {__version__} reads version {FORMAT_VERSION}. Upgrade with: "
-            "pip install -U lowdim, or compress the original model again."
+            f"{written_by or 'unknown'}); lowdim {__version__} reads versions 1 to {FORMAT_VERSION}. Upgrade "
+            "with: pip install -U lowdim, or compress the original model again."
         )
 
 
 def structured_modules(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return the description of every `StructuredLinear` of the model by name.
+    """Return the description of every `StructuredLinear` and every smaller embedding table by name.
 
     Parameters
     ----------
@@ -65,13 +90,15 @@ def structured_modules(model: nn.Module) -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict of str to dict
-        ``{**operator.config(), "bias": bool}``, ready for JSON.
+        ``{**operator.config(), "bias": bool}``, or ``config()`` of a table; ready for JSON.
     """
-    return {
-        name: {**module.operator.config(), "bias": module.bias is not None}
-        for name, module in model.named_modules()
-        if isinstance(module, StructuredLinear)
-    }
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, StructuredLinear):
+            found[name] = {**module.operator.config(), "bias": module.bias is not None}
+        elif isinstance(module, CompactEmbedding):
+            found[name] = module.config()
+    return found
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -98,13 +125,42 @@ def _read_operator(name: str, entry: Mapping[str, Any], **factory: Any) -> Opera
             raise DataError("'bias' is missing")
         return Operator.from_config(config, **factory)
     except LowdimError as error:
+        raise _unusable(name, error) from error
+
+
+def _unusable(name: str, error: LowdimError) -> DataError:
+    return DataError(
+        f"config.json: the description of the module '{name}' cannot be used: {error} "
+        "If the file was edited or cut, copy it again, or compress the original model again."
+    )
+
+
+def _place_table(model: nn.Module, saved_name: str, name: str, entry: Mapping[str, Any]) -> None:
+    """Put an empty table, described by `entry`, in the place of the module `name`."""
+    old = model.get_submodule(name)
+    if type(old) is not nn.Embedding:
         raise DataError(
-            f"config.json: the description of the module '{name}' cannot be used: {error} "
-            "If the file was edited or cut, copy it again, or compress the original model again."
-        ) from error
+            f"config.json describes '{saved_name}' as a compressed embedding table, but in "
+            f"{type(model).__name__} it is a {type(old).__name__}. Load the folder with the class it was "
+            "saved from."
+        )
+    weight = old.weight
+    try:
+        new = CompactEmbedding.from_config(entry, device=weight.device, dtype=weight.dtype)
+    except LowdimError as error:
+        raise _unusable(saved_name, error) from error
+    described = (new.num_embeddings, new.embedding_dim)
+    if described != tuple(weight.shape):
+        raise ShapeError(
+            f"config.json describes '{saved_name}' with shape {described}, but {type(model).__name__} has "
+            f"{tuple(weight.shape)} there. The sizes in config.json do not belong to these weights; copy "
+            "config.json again."
+        )
+    new.train(old.training)
+    replace_module(model, old, new)
 
 
-def _place(model: nn.Module, saved_name: str, name: str, entry: Mapping[str, Any]) -> StructuredLinear:
+def _place(model: nn.Module, saved_name: str, name: str, entry: Mapping[str, Any]) -> None:
     """Put an empty structured layer, described by `entry`, in the place of the module `name`."""
     old = model.get_submodule(name)
     if not is_linear(old):
@@ -131,11 +187,10 @@ def _place(model: nn.Module, saved_name: str, name: str, entry: Mapping[str, Any
     new = StructuredLinear(operator, bias)
     new.train(old.training)
     replace_module(model, old, new)
-    return new
 
 
 def install_modules(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Put empty structured layers into a fresh model, in place.
+    """Put empty structured layers and tables into a fresh model, in place.
 
     Parameters
     ----------
@@ -149,12 +204,12 @@ def install_modules(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) 
     Returns
     -------
     dict of str to str
-        Saved name -> name in this model, of every layer put in.
+        Saved name -> name in this model, of every layer and table put in.
 
     Raises
     ------
     DataError
-        If the model has no such module, or it is not a linear layer.
+        If the model has no such module, or it is no linear layer or embedding table.
     ShapeError
         If the shapes do not fit.
     """
@@ -182,8 +237,10 @@ def install_modules(model: nn.Module, modules: Mapping[str, Mapping[str, Any]]) 
             "or, if config.json was edited, copy it again."
         )
     for saved, name in placed.items():
-        if not isinstance(model.get_submodule(name), StructuredLinear):
-            _place(model, saved, name, modules[saved])
+        if isinstance(model.get_submodule(name), StructuredLinear | CompactEmbedding):
+            continue  # a second name of a module that is there already
+        place = _place_table if "embedding" in modules[saved] else _place
+        place(model, saved, name, modules[saved])
     return placed
 
 
@@ -200,7 +257,7 @@ def _original_class(model: nn.Module) -> dict[str, type[nn.Module]]:
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Multiply every structured layer out, in place: the same function with ordinary dense layers.
+    """Multiply every structured layer and table out, in place: the same function with ordinary ones.
 
     Parameters
     ----------
@@ -214,7 +271,7 @@ def densify(model: nn.Module) -> nn.Module:
     """
     classes = _original_class(model)
     for name, module in list(model.named_modules()):
-        if not isinstance(module, StructuredLinear):
+        if not isinstance(module, StructuredLinear | CompactEmbedding):
             continue
         dense: nn.Module = module.densify()
         if classes.get(name, nn.Linear).__name__ == "Conv1D":

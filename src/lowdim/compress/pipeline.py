@@ -20,6 +20,7 @@ from lowdim.compress.ranks import Ranks
 from lowdim.compress.record import check_gates, final_quality, gates
 from lowdim.compress.result import CompressResult
 from lowdim.compress.stages import Job
+from lowdim.compress.tables import KINDS, Kind
 from lowdim.errors import BudgetError, DataError, RunError
 from lowdim.runs import Run
 
@@ -44,6 +45,7 @@ class Options:
     sequential: bool
     recover_steps: int
     quantize: str | None
+    embeddings: Kind | None
     dtype: str | None
     dense: bool
 
@@ -60,6 +62,11 @@ class Options:
             raise DataError(f"compress: allocation={self.allocation!r}. Use 'uniform' or 'error-curve'.")
         if self.quantize not in (None, "int8"):
             raise DataError(f"compress: quantize={self.quantize!r}. Use 'int8', or leave it out.")
+        if self.embeddings is not None and self.embeddings not in KINDS:
+            raise DataError(
+                f"compress: embeddings={self.embeddings!r}. Use 'int8' or 'low-rank', or leave it out to "
+                "keep the tables."
+            )
         if self.sweeps < 1:
             raise DataError(f"compress: sweeps={self.sweeps} must be at least 1.")
         if self.recover_steps < 0:
@@ -89,6 +96,7 @@ def compress(
     recover_steps: int = 0,
     evaluation: Any = None,
     quantize: Literal["int8"] | None = None,
+    embeddings: Literal["int8", "low-rank"] | None = None,
     seed: int = 0,
     device: str = "auto",
     dtype: Any = None,
@@ -135,6 +143,10 @@ def compress(
         Held-out text, images or inputs; by default built-in text of other pages.
     quantize : "int8", optional
         Weight-only int8 (torchao) on top of the factors; the report sets it beside int8 of the original.
+    embeddings : {"int8", "low-rank"}, optional
+        Make the embedding tables smaller too, once everything else is done: rows in int8 (torchao), or a
+        product of two thin matrices with the fraction `keep` of the numbers. Tables with fewer than 2,500
+        rows, or tied to an output layer, stay. By default all do.
     seed : int
         For everything random.
     device : str
@@ -162,6 +174,8 @@ def compress(
     ------
     DataError, BudgetError, ShapeError
         If an option, the model or the data cannot be used.
+    MissingExtra
+        For int8 without torchao.
     RunError
         If the output folder is in use, holds another run, or cannot be written.
 
@@ -197,6 +211,7 @@ def compress(
         sequential=sequential,
         recover_steps=recover_steps,
         quantize=quantize,
+        embeddings=embeddings,
         dtype=None if dtype is None else str(dtype_of(dtype)).removeprefix("torch."),
         dense=dense,
     )
@@ -214,6 +229,10 @@ def compress(
         if run is not None and run.finished:
             return _finished(run, model, min_cosine, max_perplexity_increase)
         with ranks.together():
+            if "int8" in (quantize, embeddings):
+                from lowdim.compress.torchao import require
+
+                require()
             source = load(model, tokenizer=tokenizer, dtype=dtype, device=device)
             if run is not None and ranks.first:
                 run.pin("model", model_digest(source.model))
@@ -236,6 +255,7 @@ def compress(
                     blocks=blocks,
                     targets=targets,
                     exclude=exclude,
+                    embeddings=embeddings,
                 )
                 job.drop_unreached()
         job.factorize()
@@ -243,6 +263,7 @@ def compress(
             if ranks.first:
                 job.choose()
                 job.recover()
+                job.shrink_tables()
                 job.evaluate()
                 result = job.write(min_cosine, max_perplexity_increase)
         if not ranks.first:

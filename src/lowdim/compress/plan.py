@@ -1,4 +1,7 @@
-"""The plan: which layers become structured, with which rank, and which are left alone and why."""
+"""The plan: which layers become structured, with which rank, and which are left alone and why.
+
+What happens to embedding tables, where that is asked for, is decided in `lowdim.compress.tables`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from lowdim.algebra import (
     is_linear,
     weight_matrix,
 )
+from lowdim.compress.tables import KINDS, Kind, TablePlan, find_tables, plan_table
 from lowdim.errors import BudgetError, DataError, LowdimError, ShapeError
 
 if TYPE_CHECKING:
@@ -101,7 +105,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """A linear layer that stays as it is.
+    """A linear layer, or an embedding table that was to be made smaller, that stays as it is.
 
     Parameters
     ----------
@@ -146,6 +150,8 @@ class Plan:
         The budget.
     parameters_before : int
         Of the whole model.
+    tables : tuple of TablePlan
+        Embedding tables that are made smaller.
 
     Examples
     --------
@@ -160,6 +166,7 @@ class Plan:
     method: str
     keep: float
     parameters_before: int
+    tables: tuple[TablePlan, ...] = ()
 
     @property
     def compressible_before(self) -> int:
@@ -174,7 +181,8 @@ class Plan:
     @property
     def parameters_after(self) -> int:
         """Parameters of the whole compressed model."""
-        return self.parameters_before - self.compressible_before + self.compressible_after
+        saved = sum(table.parameters_before - table.parameters for table in self.tables)
+        return self.parameters_before - self.compressible_before + self.compressible_after - saved
 
     def layer(self, name: str) -> LayerPlan:
         """Return the plan of the layer called `name`."""
@@ -249,6 +257,7 @@ class Plan:
                 "compressible_after": self.compressible_after,
             },
             "layers": [layer.to_dict() for layer in self.layers],
+            "embeddings": [table.to_dict() for table in self.tables],
             "left_alone": [layer.to_dict() for layer in self.left_alone],
         }
 
@@ -261,8 +270,9 @@ def plan(
     blocks: Any = "auto",
     targets: str | Sequence[str] = "all-linear",
     exclude: Sequence[str] | None = None,
+    embeddings: Kind | None = None,
 ) -> Plan:
-    """Decide what happens to every linear layer of a model.
+    """Decide what happens to every linear layer of a model, and to its embedding tables.
 
     Parameters
     ----------
@@ -278,8 +288,11 @@ def plan(
         Patterns of layer names. A pattern is a full name with shell wildcards, or dotted pieces of a name:
         "attention" matches "encoder.layer.0.attention.self.query".
     exclude : sequence of str, optional
-        Patterns of layers that stay as they are; by default output heads (`EXCLUDE`), or nothing when the
-        targets are named.
+        Patterns of layers and tables that stay as they are; by default output heads (`EXCLUDE`), or nothing
+        when the targets are named.
+    embeddings : {"int8", "low-rank"}, optional
+        What is made of ``nn.Embedding`` tables with at least 2,500 rows that nothing else shares; by default
+        they stay. `targets` names linear layers only.
 
     Returns
     -------
@@ -292,7 +305,8 @@ def plan(
     ShapeError
         If the blocks given do not divide a layer's sizes; the layer is named.
     DataError
-        If no layer is left to compress, or the method or a pattern fits nothing.
+        If no layer is left to compress, no table to make smaller where that was asked for, or the method or
+        a pattern fits nothing.
 
     Examples
     --------
@@ -312,6 +326,8 @@ def plan(
     named = not isinstance(targets, str)
     if isinstance(targets, str) and targets != "all-linear":
         raise DataError(f"compress: targets={targets!r}. Use 'all-linear' or a list of layer names.")
+    if embeddings is not None and embeddings not in KINDS:
+        raise DataError(f"compress: embeddings={embeddings!r}. Use 'int8' or 'low-rank', or leave it out.")
     exclude = (() if named else EXCLUDE) if exclude is None else tuple(exclude)
     candidates = _candidates(model)
     if not candidates:
@@ -319,7 +335,8 @@ def plan(
             f"compress: {type(model).__name__} has no linear layer. nn.Linear and Conv1D can be compressed."
         )
     _check_patterns("targets", targets if named else (), candidates)
-    _check_patterns("exclude", [p for p in exclude if p not in EXCLUDE], candidates)
+    tables = find_tables(model) if embeddings is not None else {}
+    _check_patterns("exclude", [p for p in exclude if p not in EXCLUDE], {**candidates, **tables})
 
     layers: list[LayerPlan] = []
     left: list[LeftAlone] = []
@@ -340,7 +357,37 @@ def plan(
     found = Plan(tuple(layers), tuple(left), method, keep, sum(p.numel() for p in model.parameters()))
     if not layers:
         raise _nothing_left(found)
-    return found
+    return found if embeddings is None else _with_tables(found, model, tables, embeddings, exclude)
+
+
+def _with_tables(
+    found: Plan,
+    model: nn.Module,
+    tables: Mapping[int, tuple[nn.Module, tuple[str, ...]]],
+    how: Kind,
+    exclude: Sequence[str],
+) -> Plan:
+    """Add what happens to the embedding tables."""
+    smaller: list[TablePlan] = []
+    left: list[LeftAlone] = []
+    for module, places in tables.values():
+        pattern = next((p for p in exclude if _matches(places, [p])), None)
+        decided: TablePlan | str = f"excluded by {pattern!r}"
+        if pattern is None:
+            decided = plan_table(model, module, places, how=how, keep=found.keep)
+        if isinstance(decided, TablePlan):
+            smaller.append(decided)
+            continue
+        v, d = int(module.num_embeddings), int(module.embedding_dim)  # type: ignore[arg-type]
+        left.append(LeftAlone(places[0], (v, d), v * d, decided))
+    if not smaller:
+        kind = type(model).__name__
+        told = "; ".join(f"{entry.name}: {entry.reason.rstrip('.')}" for entry in left) or f"{kind} has none"
+        raise DataError(
+            f"compress: embeddings={how!r}: there is no embedding table to make smaller ({told}). Leave "
+            "embeddings out (--embeddings keep) to compress the linear layers alone."
+        )
+    return replace(found, tables=tuple(smaller), left_alone=(*found.left_alone, *left))
 
 
 def _candidates(model: nn.Module) -> dict[int, tuple[nn.Module, tuple[str, ...]]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lowdim.algebra import History
 from lowdim.compress.calibrate import evaluation_mode
 from lowdim.compress.distill import Distillation, Targets
+from lowdim.compress.embedding import CompactEmbedding
 from lowdim.compress.evaluate import Batch, Task
 from lowdim.errors import DataError, Diverged, RunError
 from lowdim.runs import atomic_tensors, read_tensors
@@ -51,8 +52,8 @@ def recover(
     """Train the compressed model, in place, to imitate the original.
 
     AdamW without weight decay (decay of factors is not decay of their product) on every parameter
-    except embedding tables, which compression leaves as they are; linear warm-up, then a cosine to 5 % of
-    `lr`.
+    except embedding tables, whose rows the calibration text reaches only in part; linear warm-up, then a
+    cosine to 5 % of `lr`.
     Both models stay in evaluation mode, so dropout is off. Parameters in half precision are trained in
     float32 and rounded at the end.
 
@@ -229,7 +230,8 @@ def _trainable(student: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _tables(model: nn.Module) -> list[nn.Parameter]:
-    return [p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()]
+    kinds = (nn.Embedding, CompactEmbedding)
+    return [p for m in model.modules() if isinstance(m, kinds) for p in m.parameters()]
 
 
 @contextmanager

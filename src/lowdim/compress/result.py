@@ -14,6 +14,7 @@ from lowdim.algebra import History
 from lowdim.compress.card import ARCHITECTURE
 from lowdim.compress.plan import LayerPlan, LeftAlone, Plan
 from lowdim.compress.record import final_quality, final_speed, in_int8
+from lowdim.compress.tables import TablePlan
 from lowdim.errors import RunError
 from lowdim.runs import read_json
 
@@ -46,7 +47,7 @@ class CompressResult:
     Parameters
     ----------
     model : Module
-        With `StructuredLinear` layers, in evaluation mode.
+        With `StructuredLinear` layers (and smaller embedding tables, if asked for), in evaluation mode.
     plan : Plan
         Layers, ranks, and what was left alone.
     report : dict
@@ -206,6 +207,15 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{p['compressible_after']:,} ({p['compressible_after'] / p['compressible_before']:.0%})",
             *further(""),
         ),
+        *(
+            (
+                f"  of the table {row['name']}, {row['how']}",
+                f"{row['bytes']['before'] / 1e6:.1f} MB",
+                f"{row['bytes']['after'] / 1e6:.1f} MB (error {row['relative_error']:.1%})",
+                *further(""),
+            )
+            for row in report.get("embeddings") or []
+        ),
         (
             "weights on disk",
             f"{b['before'] / 1e6:.1f} MB",
@@ -214,11 +224,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         ),
     ]
     quality = final_quality(report)
-    earlier = report["quality"].get("before_recovery") or {}
     for key, label in FIGURES.items():
         if (value := quality.get(key)) is not None:
-            was = f" ({earlier[key]:.4g} before recovery)" if earlier.get(key) is not None else ""
-            was = "" if key == "perplexity_before" else was
+            was = "" if key == "perplexity_before" else _earlier(report["quality"], key)
             # Recovery trained the float factors, so "before recovery" is said of them.
             unrounded = report["quality"].get(key)
             beside = further("" if unrounded is None else f"{unrounded:.4g}{was}")
@@ -234,6 +242,17 @@ def summary_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _earlier(quality: Mapping[str, Any], key: str) -> str:
+    """Return in parentheses what a figure was before recovery and before the tables became smaller."""
+    stages = {"before_recovery": "before recovery", "before_embeddings": "with the original tables"}
+    told = [
+        f"{quality[stage][key]:.4g} {words}"
+        for stage, words in stages.items()
+        if (quality.get(stage) or {}).get(key) is not None
+    ]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _read_report(path: Path) -> tuple[dict[str, Any], Plan, History | None]:
@@ -271,7 +290,17 @@ def _plan(report: Mapping[str, Any]) -> Plan:
         LeftAlone(row["name"], tuple(row["shape"]), row["parameters"], row["reason"])
         for row in report["left_alone"]
     )
-    return Plan(layers, left, report["method"], report["keep"], report["parameters"]["before"])
+    tables = tuple(
+        TablePlan(
+            name=row["name"],
+            shape=(row["shape"][0], row["shape"][1]),
+            how=row["how"],
+            rank=row["rank"],
+            parameters=row["parameters_after"],
+        )
+        for row in report.get("embeddings") or []
+    )
+    return Plan(layers, left, report["method"], report["keep"], report["parameters"]["before"], tables)
 
 
 def _history(report: Mapping[str, Any]) -> History | None:

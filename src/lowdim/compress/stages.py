@@ -29,6 +29,7 @@ from lowdim.compress.ranks import Ranks
 from lowdim.compress.record import dtype_name, final_quality, gates, library_of, machine, plain
 from lowdim.compress.recover import recover
 from lowdim.compress.result import CompressResult
+from lowdim.compress.shrink import Table, install_tables, shrink_tables
 from lowdim.compress.stored import calibrate, first_batches
 from lowdim.compress.write import write_checkpoint
 from lowdim.errors import DataError, LowdimWarning
@@ -93,6 +94,7 @@ class Job:
         self.allocation: dict[str, Any] | None = None
         self.history: History | None = None
         self.recovery: dict[str, Any] | None = None
+        self.tables: list[Table] = []
         self.quality: dict[str, Any] = {}
         self.int8: dict[str, Any] | None = None
         self.speed: dict[str, Any] = {}
@@ -283,7 +285,7 @@ class Job:
         found = {layer.plan.name: layer for layer in done}
         return [found[layer.name] for layer in plan.layers]
 
-    # ----- choose, recover, evaluate ------------------------------------------------------------------
+    # ----- choose, recover, shrink tables, evaluate -----------------------------------------------------
 
     def choose(self) -> None:
         """Keep the allocation with the better held-out quality."""
@@ -355,14 +357,30 @@ class Job:
             atomic_tensors(done, self.student.state_dict(), facts)
         return history
 
-    def evaluate(self) -> None:
-        """Measure quality and speed against the original."""
+    def shrink_tables(self) -> None:
+        """Put the smaller embedding tables in, after the quality with the original ones was measured.
+
+        They come last: calibration and recovery look at the linear layers, and train no table.
+        """
+        if not self.plan.tables:
+            return
         with self.phase("evaluate"):
-            recovered = self.recovery is not None and self.recovery["kept"]
-            name = "quality-recovered" if recovered else f"quality-{self.chosen}"
+            self.quality["before_embeddings"] = self._quality(self.chosen, self._layers_quality())
+        with self.phase("factorize"):
+            self.tables = shrink_tables(
+                self.student, self.plan.tables, folder=self.folder("tables"), progress=self.note("tables")
+            )
+            install_tables(self.student, self.tables)
+
+    def evaluate(self) -> None:
+        """Measure quality and speed against the original, of the model as it will be written."""
+        with self.phase("evaluate"):
+            name = "quality-embeddings" if self.tables else self._layers_quality()
             self.quality |= {**self._quality(self.chosen, name), "text": self.inputs.evaluated_on}
             tell = self.note("evaluate")
             names = [layer.name for layer in self.plan.layers]
+            # int8 of the original is compared with what was done here: its tables are in int8 where ours are.
+            rounded = [*names, *(table.name for table in self.plan.tables if table.how == "int8")]
             if self.options.quantize and self.inputs.evaluation:
                 from lowdim.compress.torchao import compare_int8
 
@@ -372,7 +390,7 @@ class Job:
                         self.source.model,
                         self.student,
                         self.inputs.evaluation,
-                        names=names,
+                        names=rounded,
                         batch=self.inputs.timed,
                         task=self.task,
                         mask_token=self._mask_token(),
@@ -385,6 +403,11 @@ class Job:
             tell(3, 4, "speed of single layers")
             self.layer_times = _layer_times(self.source.model, self.student, names)
             tell(4, 4, "")
+
+    def _layers_quality(self) -> str:
+        """Return the name under which the quality with the compressed layers, but all tables, is kept."""
+        recovered = self.recovery is not None and self.recovery["kept"]
+        return "quality-recovered" if recovered else f"quality-{self.chosen}"
 
     def _quality(self, name: str, file: str) -> dict[str, Any]:
         if not self.inputs.evaluation:
@@ -444,6 +467,8 @@ class Job:
         layers = self.layers[self.chosen]
         numbers = self.plan.to_dict()["parameters"]
         numbers["after"] = sum(p.numel() for p in student.parameters())
+        # Integers are no parameters to torch; they are numbers of the model all the same.
+        numbers["after"] += sum(table.plan.parameters for table in self.tables if table.plan.how == "int8")
         stored = file_bytes(source.folder) if source.folder is not None else 0
         report: dict[str, Any] = {
             "format": 1,
@@ -470,6 +495,7 @@ class Job:
             "quality": self.quality,
             "speed": self.speed,
             "layers": [{**layer.to_dict(), **self.layer_times[layer.plan.name]} for layer in layers],
+            "embeddings": [table.to_dict() for table in self.tables],
             "left_alone": [entry.to_dict() for entry in self.plan.left_alone],
             "calibration": self.inputs.about,
             "seconds": dict(self.seconds),
@@ -503,6 +529,12 @@ class Job:
         if self.options.allocation == "error-curve" and self.chosen == "uniform":
             notes.append(
                 "The error-curve allocation was not better on held-out inputs: the uniform one was kept."
+            )
+        if self.tables:
+            notes.append(
+                "The embedding tables were made smaller after everything else: figures before recovery, of "
+                "the allocations and of single layers are with the original tables, all others with the "
+                "smaller ones."
             )
         if self.options.quantize:
             notes.append(

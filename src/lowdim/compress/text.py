@@ -123,9 +123,7 @@ def read_text(
         return _text(source, "texts given in Python", limit)
     path, column = split_column(source, column)
     if path.is_dir():
-        raise DataError(
-            f"read_text: {path.name} is a folder. Give a file ({', '.join(SUFFIXES)})."
-        )
+        raise DataError(f"read_text: {path.name} is a folder. Give a file ({', '.join(SUFFIXES)}).")
     if path.is_file():
         return _text(_read_file(path, column), path.name, limit)
     if path.suffix.lower() in SUFFIXES:

@@ -2,8 +2,9 @@
 
 Weight-only: each row of a factor gets a scale, chosen by torchao's ``Int8Tensor``. torchao's own tensor class
 serves two-dimensional linear layers, while BLAST's factors are three-dimensional and meet batched products;
-so its numbers are taken over into the operator `Int8`, which is stored as plain int8 tensors in safetensors
-files, described by config.json, and loads without torchao. On CPUs this saves memory and disk, not time.
+so its numbers are taken over into the operator `Int8` (those of an embedding table into `Int8Embedding`),
+which is stored as plain int8 tensors in safetensors files, described by config.json, and loads without
+torchao. On CPUs this saves memory and disk, not time.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from lowdim.algebra import Operator, StructuredLinear
 from lowdim.algebra.linear import is_linear, weight_matrix
+from lowdim.compress.embedding import Int8Embedding
 from lowdim.compress.evaluate import evaluate
 from lowdim.compress.int8 import Int8
 from lowdim.compress.modules import replace_module
 from lowdim.compress.timing import Batch, parameter_bytes, speed
 from lowdim.errors import DataError, MissingExtra
 
-__all__ = ["compare_int8", "int8", "int8_original", "quantize"]
+__all__ = ["compare_int8", "int8", "int8_original", "int8_table", "quantize", "require"]
 
 
 def _int8_tensor() -> tuple[Any, Any]:
@@ -34,6 +36,17 @@ def _int8_tensor() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtra("torchao", extra="compress", purpose="store weights as 8-bit integers") from error
     return Int8Tensor, PerRow()
+
+
+def require() -> None:
+    """Refuse 8-bit integers where torchao is missing, before work is spent.
+
+    Raises
+    ------
+    MissingExtra
+        Without torchao.
+    """
+    _int8_tensor()
 
 
 def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +97,45 @@ def quantize(operator: Operator) -> Int8:
     return result
 
 
+@torch.no_grad()
+def int8_table(table: nn.Embedding) -> Int8Embedding:
+    """Store the rows of an embedding table as 8-bit integers.
+
+    Parameters
+    ----------
+    table : nn.Embedding
+        In float32, bfloat16 or float16; it is not changed.
+
+    Returns
+    -------
+    Int8Embedding
+        In the dtype and on the device of the table.
+
+    Raises
+    ------
+    MissingExtra
+        Without torchao.
+
+    Examples
+    --------
+    >>> table = nn.Embedding(100, 8)
+    >>> bool((int8_table(table).weight - table.weight).norm() < 0.01 * table.weight.norm())
+    True
+    """
+    weight = table.weight.detach()
+    result = Int8Embedding(
+        table.num_embeddings,
+        table.embedding_dim,
+        padding_idx=table.padding_idx,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    integers, scales = _rounded(weight)
+    result.integers.copy_(integers)
+    result.scales.copy_(scales)
+    return result
+
+
 def int8(model: nn.Module) -> nn.Module:
     """Return a copy of a compressed model with the factors of its structured layers in 8-bit integers.
 
@@ -119,14 +171,15 @@ def int8(model: nn.Module) -> nn.Module:
 
 
 def int8_original(model: nn.Module, names: Collection[str]) -> nn.Module:
-    """Return a copy of an uncompressed model with the named linear layers in torchao's weight-only int8.
+    """Return a copy of an uncompressed model with the named layers in torchao's weight-only int8.
 
     Parameters
     ----------
     model : nn.Module
         The original; it is not changed.
     names : collection of str
-        The layers, ``nn.Linear`` or ``Conv1D``: those that were compressed, for a fair comparison.
+        The layers, ``nn.Linear`` or ``Conv1D``, and the tables, ``nn.Embedding``: those that were compressed,
+        for a fair comparison.
 
     Returns
     -------
@@ -144,11 +197,14 @@ def int8_original(model: nn.Module, names: Collection[str]) -> nn.Module:
     model = copy.deepcopy(model)
     for name in names:
         module = model.get_submodule(name)
-        if is_linear(module) and not isinstance(module, nn.Linear):
+        if type(module) is nn.Embedding:
+            replace_module(model, module, int8_table(module))
+        elif is_linear(module) and not isinstance(module, nn.Linear):
             replace_module(model, module, _as_linear(module))
+    linear = {name for name in names if isinstance(model.get_submodule(name), nn.Linear)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchao announces changes of defaults that do not touch this call
-        quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: name in names)
+        quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: name in linear)
     return model
 
 
@@ -179,7 +235,7 @@ def compare_int8(
     batches : iterable
         Held-out inputs, see `evaluate`.
     names : collection of str
-        The compressed layers.
+        The compressed layers, and the tables that are to be in int8 on both sides.
     batch : Tensor, sequence or mapping, optional
         Input for the timing; without one, no times are taken.
     sizes : tuple of int

@@ -1,9 +1,10 @@
 """Compressed checkpoints for transformers: ``AutoModel*.from_pretrained`` and ``save_pretrained`` just work.
 
-A compressed model is an ordinary transformers model some of whose linear layers are `StructuredLinear`. Which
-ones, and with which operator, stands in ``config.json`` under ``quantization_config``; the quantizer
-registered here puts empty structured layers in their place before transformers reads the weights, so that
-sharded files, ``dtype``, ``device_map`` and every architecture work without remote code.
+A compressed model is an ordinary transformers model some of whose linear layers are `StructuredLinear`, and
+some of whose embedding tables may be smaller ones. Which, and in which form, stands in ``config.json`` under
+``quantization_config``; the quantizer registered here puts empty ones in their place before transformers
+reads the weights, so that sharded files, ``dtype``, ``device_map`` and every architecture work without remote
+code.
 
 Every tensor's SHA-256 travels in the header of the weight files. Loading compares them, and refuses a
 truncated or altered file by name.
@@ -20,11 +21,13 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lowdim import __version__
+from lowdim.compress.embedding import CompactEmbedding
 from lowdim.compress.fingerprint import METADATA_KEY, fingerprints, verify
 from lowdim.compress.modules import (
     FORMAT_VERSION,
     check_version,
     densify,
+    format_version,
     install_modules,
     structured_modules,
 )
@@ -57,9 +60,9 @@ class LowdimConfig(QuantizationConfigMixin):
     Parameters
     ----------
     modules : mapping of str to dict
-        Name of the layer in the saved model -> ``{**operator.config(), "bias": bool}``.
-    version : int
-        Version of this description.
+        Name of the layer or table in the saved model -> its description, as from `structured_modules`.
+    version : int, optional
+        Version of this description; by default the oldest that can say it.
     written_by : str, optional
         The version of lowdim that wrote it, for error messages.
 
@@ -74,25 +77,28 @@ class LowdimConfig(QuantizationConfigMixin):
     def __init__(
         self,
         modules: Mapping[str, Mapping[str, Any]] | None = None,
-        version: int = FORMAT_VERSION,
+        version: int | None = None,
         written_by: str | None = None,
         **unknown: Any,
     ) -> None:
-        check_version(version, written_by)
+        if version is not None:
+            check_version(version, written_by)
         if not isinstance(modules, Mapping) or not modules:
             raise DataError(
                 "config.json: quantization_config names no compressed modules. The file was edited or cut; "
                 "copy it again, or compress the original model again."
             )
         self.quant_method = "lowdim"  # type: ignore[assignment]
-        self.version = version
         self.written_by = written_by or __version__
         self.modules = {name: dict(entry) for name, entry in modules.items()}
+        self.version = format_version(self.modules) if version is None else version
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """Read the entry of config.json; see `QuantizationConfigMixin.from_dict`."""
         fields = {key: value for key, value in config_dict.items() if key != "quant_method"}
+        if "version" in fields:  # null is no version, though it stands for "choose one" in Python
+            check_version(fields["version"], fields.get("written_by"))
         config = cls(**fields)
         return (config, kwargs) if return_unused_kwargs else config
 
@@ -119,6 +125,7 @@ class LowdimQuantizer(HfQuantizer):
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         placed = install_modules(model, self.quantization_config.modules)  # type: ignore[attr-defined]
+        _refuse_ties(model, placed)
         shapes = {
             f"{saved}.{key}": tuple(tensor.shape)
             for saved, name in placed.items()
@@ -165,6 +172,24 @@ class LowdimQuantizer(HfQuantizer):
         return True
 
 
+def _refuse_ties(model: Any, placed: Mapping[str, str]) -> None:
+    """Refuse a class whose output layer would share its weight with a table that is no longer one."""
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    for saved, name in placed.items():
+        if not isinstance(model.get_submodule(name), CompactEmbedding):
+            continue
+        partners = [other for pair in ties.items() if f"{name}.weight" in pair for other in pair]
+        if partners:
+            other = next(key for key in partners if key != f"{name}.weight")
+            kind = type(model).__name__
+            raise DataError(
+                f"config.json describes '{saved}' as a compressed embedding table, but {kind} ties it to "
+                f"{other!r}, which needs the dense one. Load the folder with the class it was saved from "
+                f"({', '.join(model.config.architectures or ['unknown'])}), or compress a {kind}, which "
+                "keeps the table."
+            )
+
+
 def _refresh(model: Any) -> None:
     """Let config.json describe the layers that are in the model now (adapters may have been merged)."""
     modules = structured_modules(model)
@@ -180,9 +205,9 @@ def attach_config(model: Any, modules: Mapping[str, Mapping[str, Any]] | None = 
     Parameters
     ----------
     model : PreTrainedModel
-        With `StructuredLinear` layers; changed in place (its config and its quantizer).
+        With `StructuredLinear` layers or smaller tables; changed in place (its config and its quantizer).
     modules : mapping of str to dict, optional
-        Description of the layers; by default it is read from the model.
+        Description of the layers and tables; by default it is read from the model.
 
     Returns
     -------

@@ -25,9 +25,9 @@ from lowdim import __version__
 from lowdim.compress.card import ARCHITECTURE, model_card
 from lowdim.compress.fingerprint import METADATA_KEY, fingerprints, verify
 from lowdim.compress.modules import (
-    FORMAT_VERSION,
     check_version,
     densify,
+    format_version,
     install_modules,
     structured_modules,
 )
@@ -56,14 +56,15 @@ def write_checkpoint(
     Parameters
     ----------
     model : PreTrainedModel or nn.Module
-        With `StructuredLinear` layers; not changed. Only transformers reads compressed layers by itself: a
-        diffusers model is written as any other module, to be read with `load_weights`.
+        With `StructuredLinear` layers (and smaller embedding tables); not changed. Only transformers reads
+        compressed layers by itself: a diffusers model is written as any other module, to be read with
+        `load_weights`.
     directory : path
         Created if missing.
     tokenizer : optional
         Tokenizer, image processor or processor: whatever has ``save_pretrained``.
     modules : mapping of str to dict, optional
-        Description of the structured layers, by default read from the model.
+        Description of these layers and tables, by default read from the model.
     report : mapping, optional
         Written as report.json; its figures go into the model card README.md.
     dense : bool
@@ -172,11 +173,12 @@ def _write_generic(model: nn.Module, folder: Path, modules: Mapping[str, Mapping
 
     metadata = {"format": "pt", METADATA_KEY: json.dumps(fingerprints(model.state_dict()), sort_keys=True)}
     save_model(model, str(folder / "model.safetensors"), metadata=metadata)
+    described = structured_modules(model) if modules is None else dict(modules)
     description = {
-        "version": FORMAT_VERSION,
+        "version": format_version(described),
         "written_by": __version__,
         "class": type(model).__name__,
-        "modules": structured_modules(model) if modules is None else dict(modules),
+        "modules": described,
     }
     _write_text(folder / "lowdim.json", json.dumps(description, indent=2) + "\n")
 
@@ -197,7 +199,7 @@ def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     Returns
     -------
     nn.Module
-        The same object, with structured layers and the stored weights.
+        The same object, with structured layers, smaller tables and the stored weights.
 
     Raises
     ------

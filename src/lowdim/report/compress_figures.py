@@ -115,10 +115,15 @@ def groups(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
         total[1] += after
     parameters = report.get("parameters") or {}
     if all(key in parameters for key in ("before", "after", "compressible_before", "compressible_after")):
-        totals["everything else"] = [
+        rest = [
             parameters["before"] - parameters["compressible_before"],
             parameters["after"] - parameters["compressible_after"],
         ]
+        for table in report.get("embeddings") or []:
+            sizes = [table["parameters_before"], table["parameters_after"]]
+            rest = [whole - part for whole, part in zip(rest, sizes, strict=True)]
+            totals[table["name"]] = sizes
+        totals["everything else"] = rest
     if not totals:
         return None
     names = list(totals)[::-1]

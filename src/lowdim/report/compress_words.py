@@ -9,7 +9,17 @@ from pathlib import PurePath
 from statistics import median
 from typing import Any
 
-from lowdim.report.wording import bytes_text, count, duration, millions, ms, percent, signed_percent, times
+from lowdim.report.wording import (
+    by,
+    bytes_text,
+    count,
+    duration,
+    millions,
+    ms,
+    percent,
+    signed_percent,
+    times,
+)
 
 __all__ = [
     "MEASURES",
@@ -160,6 +170,7 @@ def variants(report: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     size, quality = report.get("bytes") or {}, dict(report.get("quality") or {})
     speed, int8 = report.get("speed") or {}, report.get("int8") or {}
     before_recovery = quality.pop("before_recovery", None)
+    quality.pop("before_embeddings", None)
     if (report.get("recovery") or {}).get("kept") is False:
         before_recovery = None  # recovery was undone: the same model
     # Relative to itself the original is perfect; only perplexity is a figure of its own.
@@ -217,6 +228,7 @@ def losses(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Return what was kept and what was lost: topics, each with its sentences."""
     found = [
         ("Size", _parameters(report)),
+        ("Embeddings", _tables(report)),
         ("Quality", [*_quality(written(report)), *_recovery(report)]),
         ("Speed", _speed(written(report))),
         ("Against int8", _quantized(report)),
@@ -286,6 +298,26 @@ def _parameters(report: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _tables(report: Mapping[str, Any]) -> list[str]:
+    found = []
+    for row in report.get("embeddings") or []:
+        form = "in int8" if row["how"] == "int8" else f"as a product of rank {row['rank']}"
+        before, after = (bytes_text(row["bytes"][key]) for key in ("before", "after"))
+        found.append(
+            f"The embedding table {row['name']} ({by(row['shape'])}) is stored {form}: {before} became "
+            f"{after}, with a relative error of {percent(row['relative_error'])}."
+        )
+    quality, measure = report.get("quality") or {}, main_measure(report)
+    was = _number((quality.get("before_embeddings") or {}).get(measure.key)) if measure else None
+    if found and measure is not None and was is not None:
+        both = ", both with float factors" if in_int8(report) else ""
+        found.append(
+            f"{measure.label} is {measure.shown(quality[measure.key])}; with the original "
+            f"{'table' if len(found) == 1 else 'tables'} it was {measure.shown(was)}{both}."
+        )
+    return found
+
+
 def _quality(report: Mapping[str, Any]) -> list[str]:
     quality, found = report.get("quality") or {}, []
     inputs = _number(quality.get("inputs"))
@@ -336,7 +368,9 @@ def _recovery(report: Mapping[str, Any]) -> list[str]:
             else ""
         )
         return [f"Recovery{steps} made the model worse{figures}, so the weights before it were kept."]
-    after = quality[measure.key]
+    # Recovery trained with the original tables; what smaller ones cost is not its doing.
+    after = _number((quality.get("before_embeddings") or {}).get(measure.key))
+    after = quality[measure.key] if after is None else after
     better = abs(after - measure.best) < abs(before - measure.best)
     return [
         f"Recovery{steps} {'helped' if better else 'did not help'}: {measure.inside} went from "

@@ -97,7 +97,9 @@ def test_what_cannot_be_used_is_refused(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(r"folder empty holds no image.*\.png", calibration=tmp_path / "empty", tokenizer=processor())
     refused(r"ViTForImageClassification came without an image processor", calibration=photos)
-    refused(r"BertModel reads input_ids", model=architectures.bert(), calibration=photos, tokenizer=processor())
+    refused(
+        r"BertModel reads input_ids", model=architectures.bert(), calibration=photos, tokenizer=processor()
+    )
     refused(r"none to calibrate with", evaluation=photos, tokenizer=processor())
     refused(r"is no folder of images", calibration=photos, evaluation="words.txt", tokenizer=processor())
     refused(r"more holds one image only", calibration=photos / "more", tokenizer=processor())

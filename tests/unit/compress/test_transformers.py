@@ -173,10 +173,11 @@ def load(folder):
     return AutoModel.from_pretrained(folder)
 
 
-def test_unknown_format_version_is_refused(written, tmp_path):
+@pytest.mark.parametrize("version", [7, None])
+def test_unknown_format_version_is_refused(written, tmp_path, version):
     folder = copied(written, "vit", tmp_path)
-    edit(folder, lambda entry: entry.update(version=7, written_by="9.0"))
-    with pytest.raises(RunError, match=r"format version 7 .by lowdim 9\.0.*pip install -U lowdim"):
+    edit(folder, lambda entry: entry.update(version=version, written_by="9.0"))
+    with pytest.raises(RunError, match=rf"format version {version} .by lowdim 9\.0.*pip install -U lowdim"):
         load(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lowdim.algebra import LowRank, StructuredLinear
 from lowdim.compress import CompressResult, compress, write
-from lowdim.compress.modules import structured_modules
+from lowdim.compress.modules import FORMAT_VERSION, structured_modules
 from lowdim.compress.record import library_of
 from lowdim.compress.write import load_weights, write_checkpoint
 from lowdim.errors import RunError
@@ -138,9 +138,10 @@ def test_generic_description_is_checked(tmp_path):
     path = tmp_path / "lowdim.json"
     description = json.loads(path.read_text())
     assert description["modules"] == structured_modules(dit)
-    path.write_text(json.dumps({**description, "version": 2}))
-    with pytest.raises(RunError, match="format version 2"):
-        load_weights(architectures.DiT(), tmp_path)
+    for version in (FORMAT_VERSION + 1, 0, None):
+        path.write_text(json.dumps({**description, "version": version}))
+        with pytest.raises(RunError, match=f"format version {version} "):
+            load_weights(architectures.DiT(), tmp_path)
     path.write_text("{")
     with pytest.raises(RunError, match="damaged"):
         load_weights(architectures.DiT(), tmp_path)
