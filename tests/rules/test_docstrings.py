@@ -22,7 +22,7 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(lowdim.__path__, "lowdim.")
     if not any(part.startswith("_") for part in module.name.split("."))
 )
-ROOMS = ["lowdim.algebra", "lowdim.compress", "lowdim.report", "lowdim.claims"]
+ROOMS = ["lowdim.algebra", "lowdim.compress", "lowdim.track", "lowdim.report", "lowdim.claims"]
 DIRECT = {
     *(
         "lowdim.errors",

@@ -18,5 +18,6 @@ True
 
 from lowdim.report.compress import compress_page
 from lowdim.report.page import Card, Page
+from lowdim.report.track import track_page
 
-__all__ = ["Card", "Page", "compress_page"]
+__all__ = ["Card", "Page", "compress_page", "track_page"]
