@@ -46,7 +46,7 @@ claims-sentences: install
 claims-blast: install
 	$(CLAIMS) 'blast.*'
 claims-encoder: install
-	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*'
+	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'track.*'
 
 # One thread: its ratios are the steadiest.
 bench: install

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from benchmarks.harness import Skipped
 
-__all__ = ["official_blast"]
+__all__ = ["official_blast", "official_geodesic"]
 
 
 def official_blast(module: str) -> ModuleType:
@@ -31,12 +31,33 @@ def official_blast(module: str) -> ModuleType:
     Skipped
         If LOWDIM_PEER_BLAST names no checkout, or the code does not import here.
     """
-    named = os.environ.get("LOWDIM_PEER_BLAST")
+    return _official("LOWDIM_PEER_BLAST", "changwoolee/BLAST", module)
+
+
+def official_geodesic() -> ModuleType:
+    """Import the solver of the official code for one geodesic.
+
+    Returns
+    -------
+    module
+        ``geodesic_solver``.
+
+    Raises
+    ------
+    Skipped
+        If LOWDIM_PEER_GEODESIC names no checkout, or the code does not import here.
+    """
+    repository = "soominkwon/Dynamic-Subspace-Tracking-with-a-Single-Geodesic-Model"
+    return _official("LOWDIM_PEER_GEODESIC", repository, "geodesic_solver")
+
+
+def _official(variable: str, repository: str, module: str) -> ModuleType:
+    named = os.environ.get(variable)
     if not named:
-        raise Skipped("LOWDIM_PEER_BLAST does not name a checkout of the official code (changwoolee/BLAST)")
+        raise Skipped(f"{variable} does not name a checkout of the official code ({repository})")
     root = Path(named)
     if not root.joinpath(*module.split(".")).with_suffix(".py").is_file():
-        raise Skipped(f"LOWDIM_PEER_BLAST={named} has no {module.replace('.', '/')}.py")
+        raise Skipped(f"{variable}={named} has no {module.replace('.', '/')}.py")
     sys.path.insert(0, str(root))
     try:
         return importlib.import_module(module)

@@ -31,9 +31,13 @@ class Extra:
 
 EXTRAS = (
     Extra("transformers", "compress", "Hugging Face models in and out, LoRA on the layers, Hub data sets"),
-    Extra("compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet and image calibration"),
+    Extra(
+        "compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet and images (track, too)"
+    ),
     Extra("demo", "compress", "a real sentence encoder (MiniLM) without a network: `make demo`"),
-    Extra("peers", "developers", "independent implementations for tests and benchmarks"),
+    Extra(
+        "peers", "developers", "independent implementations and real data for tests, claims and benchmarks"
+    ),
     Extra("docs", "developers", "the documentation pages: `make docs`"),
     Extra("dev", "developers", "tests, lint, type check, pages in a browser: `make test`"),
 )
