@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import lowdim.algebra
+from lowdim import track
 from lowdim.algebra import Operator, solve
 from lowdim.claims import find, registered
+from lowdim.track import StreamingSubspace
 
 LAWS = Path(__file__).parents[1] / "laws"
 
@@ -65,3 +67,14 @@ def test_make_claims_measures_every_claim_once():
     recipes = re.findall(r"^\t\$\(CLAIMS\) (.+)$", makefile, flags=re.MULTILINE)
     measured = [claim.id for recipe in recipes for claim in find(re.findall(r"'([^']+)'", recipe))]
     assert sorted(measured) == sorted(claim.id for claim in registered())
+
+
+def test_every_streaming_tracker_obeys_the_laws(monkeypatch):
+    entries = table("test_trackers", "TRACKERS", monkeypatch)
+    covered = {type(make(1)) for make, *_ in entries.values()}
+    offered = {getattr(track, name) for name in track.__all__}
+    trackers = {
+        thing for thing in offered if inspect.isclass(thing) and issubclass(thing, StreamingSubspace)
+    } - {StreamingSubspace}
+    assert len(trackers) >= 4
+    assert trackers == covered
