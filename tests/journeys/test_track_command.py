@@ -186,7 +186,7 @@ def test_it_is_not_repeated_but_can_be_resumed_or_restarted(done, file):
     again = call(*words, "-k", 1, code=2)
     assert "already holds a finished run" in told(again)
     assert "--resume" in told(again)
-    assert "ridge was 0.001 and is now 0.5" in told(call(*words, "-k", 1, "--ridge", 0.5, "--resume", code=2))
+    assert "ridge was 1e-06 and is now 0.5" in told(call(*words, "-k", 1, "--ridge", 0.5, "--resume", code=2))
     before = (out / "imputed.csv").stat().st_mtime_ns
     report = lasting(json.loads((out / "report.json").read_text()))
     shown = call(*words, "-k", 1, "--resume").stdout

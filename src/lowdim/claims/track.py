@@ -54,7 +54,7 @@ def distance(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean(1 - overlap.sum((-2, -1)) / true.shape[-1]))
 
 
-def at_rest(X: np.ndarray, k: int, *, ridge: float = 1e-3) -> Any:
+def at_rest(X: np.ndarray, k: int, *, ridge: float = 1e-6) -> Any:
     """Return the best subspace that does not move, fitted."""
     from lowdim.track import StaticSubspace
 

@@ -119,7 +119,7 @@ def register(app: typer.Typer) -> None:
         components: ComponentsOption = "auto",
         model: ModelOption = Model.auto,
         held_out: HeldOutOption = 0.1,
-        ridge: RidgeOption = 1e-3,
+        ridge: RidgeOption = 1e-6,
         starts: StartsOption = 1,
         seed: SeedOption = 0,
         resume: ResumeOption = False,

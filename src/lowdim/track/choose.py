@@ -76,7 +76,7 @@ def compare(
     mask: Any = None,
     models: Sequence[str] = MODELS[:2],
     held_out: float = 0.1,
-    ridge: float = 1e-3,
+    ridge: float = 1e-6,
     random_state: int = 0,
     callback: Callable[[str, int], None] | None = None,
 ) -> Comparison:

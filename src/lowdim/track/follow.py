@@ -65,7 +65,7 @@ def follow(
     times: np.ndarray,
     *,
     n_components: int,
-    ridge: float = 1e-3,
+    ridge: float = 1e-6,
     n_init: int = 1,
     seed: int = 0,
 ) -> Followed:

@@ -53,7 +53,9 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         zero-filled frames; or anything.
     ridge : float
         Holds the coefficients of frames with few entries down, as a fraction of the share of a frame that is
-        seen. Complete frames need none and get none.
+        seen; about the noise's variance over the signal's. Small, for it holds all components alike: where
+        one is much larger than the others (data that are not centered), more of it bends the fit. Complete
+        frames need none and get none.
     n_init : int
         Number of starts (all but the first are random turns); the smallest loss is kept.
     accelerate : bool
@@ -105,7 +107,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         max_iter: int = 1000,
         tol: float = 1e-8,
         init: Start = "static",
-        ridge: float = 1e-3,
+        ridge: float = 1e-6,
         n_init: int = 1,
         accelerate: bool = True,
         random_state: Any = None,

@@ -70,7 +70,7 @@ class PiecewiseGeodesicSubspace(TransformerMixin, BaseEstimator):
         max_iter: int = 1000,
         tol: float = 1e-8,
         init: Start = "static",
-        ridge: float = 1e-3,
+        ridge: float = 1e-6,
         n_init: int = 1,
         accelerate: bool = True,
         random_state: Any = None,

@@ -55,7 +55,7 @@ def track(
     columns: Sequence[str] | None = None,
     t: Any = None,
     held_out: float = 0.1,
-    ridge: float = 1e-3,
+    ridge: float = 1e-6,
     n_init: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
@@ -196,7 +196,7 @@ class Settings:
         if not 0 < self.held_out < 1:
             raise DataError(f"track: held_out={self.held_out:g} must be between 0 and 1. The default is 0.1.")
         if not 0 < self.ridge < np.inf:
-            raise DataError(f"track: ridge={self.ridge:g} must be a positive number. The default is 1e-3.")
+            raise DataError(f"track: ridge={self.ridge:g} must be a positive number. The default is 1e-6.")
         if self.n_init < 1:
             raise DataError(f"track: n_init={self.n_init} starts are too few. Use 1 or more.")
 

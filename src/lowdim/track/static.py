@@ -144,7 +144,7 @@ def start_curve(
         W, speed, V = torch.linalg.svd(slope, full_matrices=False)
         # Frames with gaps show a part of the drift only.
         share = data.share().mean().clamp(0.05, 1.0)
-        theta = (speed / share).clamp(0.2, 1.2)
+        theta = (speed / share).clamp(0.02, 1.2)
         # Where nothing drifts any direction will do; always the same ones, so that this start is not random.
         any_ = torch.randn(d, rank, generator=torch.Generator().manual_seed(0), dtype=dtype).to(device)
         W = polar(_apart(W + 1e-6 * any_, U))
@@ -195,7 +195,7 @@ class StaticSubspace(TransformerMixin, BaseEstimator):
     array([2., 0., 4.])
     """
 
-    def __init__(self, n_components: int = 1, *, ridge: float = 1e-3) -> None:
+    def __init__(self, n_components: int = 1, *, ridge: float = 1e-6) -> None:
         self.n_components = n_components
         self.ridge = ridge
 
@@ -232,7 +232,7 @@ class StaticSubspace(TransformerMixin, BaseEstimator):
             self.n_components, largest=min(frames.shape), where=where, why=f"the frames are {frames.shape}"
         )
         if not self.ridge >= 0:
-            raise DataError(f"{where}: ridge={self.ridge!r} must not be negative. The default is 1e-3.")
+            raise DataError(f"{where}: ridge={self.ridge!r} must not be negative. The default is 1e-6.")
         with few_threads(frames.size):
             U, g, self.loss_ = alternate(_masked(frames, seen), self.n_components, ridge=self.ridge)
         # In the order in memory that `load` gives: the same numbers to the last digit.

@@ -267,7 +267,7 @@ class TestRun:
             track(panel[0], n_components=1, output=out)
         with pytest.raises(RunError, match="the input frames has changed"):
             track(panel[0] + 1, n_components=1, output=out, resume=True)
-        with pytest.raises(RunError, match=r"ridge was 0\.001 and is now 0\.1"):
+        with pytest.raises(RunError, match=r"ridge was 1e-06 and is now 0\.1"):
             track(panel[0], n_components=1, ridge=0.1, output=out, resume=True)
         monkeypatch.setattr(pipeline, "compare", interrupted)
         result = track(panel[0], n_components=1, output=out, resume=True)
