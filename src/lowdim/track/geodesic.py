@@ -289,7 +289,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         if len(fits) > 1:
             second = min((fit for fit in fits if fit is not best), key=lambda fit: fit.loss)
             self.spread_ = float(_apart(best.curve, second.curve, unit).mean())
-            if second.loss > 1.1 * best.loss:
+            if second.loss > 1.1 * best.loss + 1e-12 * float(data.energy()):
                 warnings.warn(
                     f"GeodesicSubspace: the two best of {len(fits)} starts end with losses {best.loss:.4g} "
                     "and "
