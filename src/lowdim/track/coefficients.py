@@ -37,7 +37,7 @@ def fit_row(A: np.ndarray, x: np.ndarray, *, ridge: float) -> np.ndarray:
     -------
     ndarray of shape (k,)
     """
-    left = A.conj().T
+    left = _adjoint(A)
     return _solve(left @ A, left @ x, ridge)
 
 
@@ -55,8 +55,13 @@ def regressor(A: np.ndarray, *, ridge: float) -> np.ndarray:
     -------
     ndarray of shape (k, m)
     """
-    left = A.conj().T
+    left = _adjoint(A)
     return _solve(left @ A, left, ridge)
+
+
+def _adjoint(A: np.ndarray) -> np.ndarray:
+    # The conjugate of real numbers would be a copy, and copies are most of the time of a short frame.
+    return A.conj().T if A.dtype.kind == "c" else A.T
 
 
 def _solve(gram: np.ndarray, right: np.ndarray, ridge: float) -> np.ndarray:

@@ -167,7 +167,7 @@ def gain(T: np.ndarray, w: np.ndarray, *, forgetting: float) -> np.ndarray:
     ndarray of shape (k, m)
     """
     a = np.matmul(w, T)
-    conjugate = a.conj()
+    conjugate = a.conj() if a.dtype.kind == "c" else a
     b = np.add.reduce((a * conjugate).real) + forgetting
     row = np.add.reduce(conjugate[:, None, :] * T)
     T -= (a / (b + np.sqrt(forgetting * b)))[:, None, :] * row
