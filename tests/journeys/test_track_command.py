@@ -215,6 +215,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(done, file, tmp_path,
     words = [file, "-o", out, "-k", 1, *SENSORS]
     # It waits between the comparison and the fit, where it is stopped.
     code = (
+        # What runs in the background of a script inherits that interruptions are ignored.
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time\nfrom lowdim.track import pipeline\n"
         "pipeline.Job.fit = lambda job: time.sleep(600)\n"
         "from lowdim.cli import main\nmain(sys.argv[1:])\n"
