@@ -46,7 +46,7 @@ claims-sentences: install
 claims-blast: install
 	$(CLAIMS) 'blast.*'
 claims-encoder: install
-	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'track.*'
+	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'track.*'
 
 # One thread: its ratios are the steadiest.
 bench: install
