@@ -1,30 +1,12 @@
 """The page of `lowdim track` as a reader opens it: headless Chromium, no network."""
 
-import shutil
-
 import numpy as np
 import pytest
 
 from lowdim.report import track_page
 from lowdim.track import track
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: no page is opened"
-    )
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no Chromium on this machine (looked for {', '.join(BROWSERS)}): no page is opened")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +25,6 @@ def pages(tmp_path_factory):
             report["panel"]["names"][0] = "</script><script>document.title='run'</script>"
         files[name] = track_page(report).write(folder / f"{name}.html")
     return files
-
-
-@pytest.fixture
-def opened(chromium):
-    """Open a page; at the end, nothing was said on the console and nothing was asked of a network."""
-    contexts, said, asked = [], [], []
-
-    def open_page(file, *, width=1280, scheme="light"):
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_function("document.documentElement.dataset.drawn", timeout=60_000)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert {url.split(":", 1)[0] for url in asked} <= {"file", "data", "blob"}
 
 
 def test_a_reader_sees_angles_panel_and_comparison(opened, pages):

@@ -75,9 +75,8 @@ class Curve:
         return Subspace._of(self.basis(t))
 
     def sorted(self) -> Curve:
-        """Return the same curve with angles in [0, pi], largest first."""
-        # cos is even and sin odd: a negative angle is the positive one with Y negated. And an angle of
-        # 2 pi - a, seen at times that do not tell them apart, is a; all others are as they are.
+        """Return the same curve with angles that are not negative, largest first."""
+        # cos is even and sin odd: a negative angle is the positive one with Y negated.
         sign = torch.where(self.theta < 0, -1.0, 1.0).to(self.theta)
         order = (self.theta * sign).argsort(descending=True)
         H, Y = self.H[:, order], (self.Y * sign)[:, order]

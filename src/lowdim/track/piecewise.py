@@ -142,7 +142,7 @@ class PiecewiseGeodesicSubspace(TransformerMixin, BaseEstimator):
             self.knots_ = np.unique(times_of(self.knots, len(self.knots), where=where))
             self._check_knots(self.knots_, times)
         self.pieces_ = [piece(*ends) for ends in _intervals(self.knots_)]
-        self.unit_times_ = times
+        self.times_ = times
         self.loss_ = float(sum(model.loss_ for model in self.pieces_))
         self.n_iter_ = max(model.n_iter_ for model in self.pieces_)
         return self
@@ -194,13 +194,13 @@ class PiecewiseGeodesicSubspace(TransformerMixin, BaseEstimator):
         if t is not None:
             flat = np.asarray(t).reshape(-1)
             return times_of(flat, flat.size if rows is None else rows, where="PiecewiseGeodesicSubspace")
-        if rows is not None and rows != len(self.unit_times_):
+        if rows is not None and rows != len(self.times_):
             raise ShapeError(
                 f"PiecewiseGeodesicSubspace: {rows} rows, but the model was fitted to "
-                f"{len(self.unit_times_)}. "
+                f"{len(self.times_)}. "
                 "Say when they were taken: t=..."
             )
-        return self.unit_times_
+        return self.times_
 
     def _each(
         self, times: np.ndarray, compute: Callable[[GeodesicSubspace, np.ndarray], np.ndarray]
@@ -286,7 +286,7 @@ class PiecewiseGeodesicSubspace(TransformerMixin, BaseEstimator):
                 "model": "PiecewiseGeodesicSubspace",
                 "options": options,
                 "knots": self.knots_.tolist(),
-                "times": self.unit_times_.tolist(),
+                "times": self.times_.tolist(),
             },
         )
 
@@ -324,7 +324,7 @@ class PiecewiseGeodesicSubspace(TransformerMixin, BaseEstimator):
         model.pieces_ = [
             GeodesicSubspace.load(folder / f"piece-{number}") for number in range(len(header["knots"]) + 1)
         ]
-        model.unit_times_ = np.array(header["times"])
+        model.times_ = np.array(header["times"])
         model.loss_ = float(sum(piece.loss_ for piece in model.pieces_))
         model.n_iter_ = max(piece.n_iter_ for piece in model.pieces_)
         model.criterion_ = {}
