@@ -1,0 +1,97 @@
+"""Ridge: many small weighted least-squares problems at once, each with a free intercept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ridge", "ridge", "solve_positive"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """Solutions of ridge problems.
+
+    Parameters
+    ----------
+    solution : Tensor of shape (C, q)
+        v.
+    offset : Tensor of shape (C,)
+        Weighted mean of Z v, which the intercept takes off.
+    misfit : Tensor of shape (C,)
+        Weighted sum of squared residuals.
+    """
+
+    solution: Tensor
+    offset: Tensor
+    misfit: Tensor
+
+
+def ridge(Z: Tensor, y: Tensor, weights: Tensor, alpha: Tensor, *, center: bool = True) -> Ridge:
+    """Minimize ``sum_i s_i (y_i - <z_i - z, v>)^2 + alpha ||v||^2`` with z the weighted mean of the z_i.
+
+    The normal equations are set up in q or in N unknowns, whichever are fewer:
+    ``v = (A^T A + alpha)^-1 A^T b = A^T (A A^T + alpha)^-1 b`` with ``A = sqrt(s) (Z - z)``, ``b = sqrt(s)
+    y``.
+
+    Parameters
+    ----------
+    Z : Tensor of shape (C, N, q)
+        In double precision.
+    y : Tensor of shape (C, N)
+        Of weighted mean zero (with `center`).
+    weights : Tensor of shape (C, N)
+        s, non-negative with sum 1.
+    alpha : Tensor of shape (C,)
+        Non-negative.
+    center : bool
+        Whether z is taken off.
+
+    Returns
+    -------
+    Ridge
+
+    Examples
+    --------
+    >>> one = torch.ones(1, 2, dtype=torch.float64) / 2
+    >>> Z = torch.tensor([[[1.0], [-1.0]]], dtype=torch.float64)
+    >>> y = torch.tensor([[2.0, -2.0]]).double()
+    >>> round(float(ridge(Z, y, one, torch.ones(1).double()).solution), 6)
+    1.0
+    """
+    mean = weights.unsqueeze(1) @ Z if center else Z.new_zeros(len(Z), 1, Z.shape[2])
+    root = weights.sqrt().unsqueeze(-1)
+    A = (Z - mean) * root if center else Z * root
+    b = y.unsqueeze(-1) * root
+    if Z.shape[2] <= Z.shape[1]:
+        v = solve_positive(A.mT @ A, A.mT @ b, alpha)
+    else:
+        v = A.mT @ solve_positive(A @ A.mT, b, alpha)
+    misfit = (b - A @ v).square().sum((1, 2))
+    return Ridge(v.squeeze(-1), (mean @ v).flatten(), misfit)
+
+
+def solve_positive(G: Tensor, right: Tensor, alpha: Tensor) -> Tensor:
+    """Solve ``(G + alpha) x = right`` for Gram matrices G; a singular one gives the shortest solution.
+
+    Parameters
+    ----------
+    G : Tensor of shape (C, q, q)
+        Overwritten.
+    right : Tensor of shape (C, q, 1)
+    alpha : Tensor of shape (C,)
+
+    Returns
+    -------
+    Tensor of shape (C, q, 1)
+    """
+    G.diagonal(dim1=1, dim2=2).add_(alpha.unsqueeze(-1))
+    factor, info = torch.linalg.cholesky_ex(G)
+    if not bool(info.any()):
+        return torch.cholesky_solve(right, factor)
+    values, vectors = torch.linalg.eigh(G)
+    kept = values > values[:, -1:].clamp_min(1e-300) * G.shape[-1] * torch.finfo(G.dtype).eps
+    inverse = torch.where(kept, 1 / values.where(kept, values.new_ones(())), 0)
+    return vectors @ (inverse.unsqueeze(-1) * (vectors.mT @ right))
