@@ -1,0 +1,143 @@
+"""Record: what report.json says of a result, small enough for a page and without NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lowdim.regress.assess import Assessment
+
+__all__ = ["assessment_record", "maps_record", "plain"]
+
+PIXELS = 96
+"""Rows and columns of a coefficient map that are shown."""
+
+POINTS = 400
+"""Predictions that are shown."""
+
+MAPS = 6
+"""Maps that are shown."""
+
+
+def plain(value: Any) -> Any:
+    """Return a JSON-ready value: numbers of Python, NaN and infinity as None.
+
+    Parameters
+    ----------
+    value : object
+
+    Returns
+    -------
+    object
+
+    Examples
+    --------
+    >>> plain({"score": (np.float64(0.5), float("nan"))})
+    {'score': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def maps_record(coef: np.ndarray, shape: tuple[int, ...], names: list[str]) -> list[dict[str, Any]]:
+    """Return pictures of coefficients.
+
+    Parameters
+    ----------
+    coef : ndarray of shape (n1, ..., nd) or (K, n1, ..., nd)
+        For vectors, those with the largest magnitudes are taken.
+    shape : tuple of int
+        (n1, ..., nd).
+    names : list of str
+        Of the K classes or targets; of vectors the features.
+
+    Returns
+    -------
+    list of dict
+        ``title``, ``values`` (rows), ``axes`` (names of rows and columns).
+
+    Examples
+    --------
+    >>> [each["title"] for each in maps_record(np.ones((4, 3, 2)), (4, 3, 2), [])]
+    ['slice 0 of mode 1', 'slice 0 of mode 2', 'slice 0 of mode 3']
+    """
+    each = coef.reshape(-1, *shape)
+    found: list[dict[str, Any]] = []
+    for number, W in enumerate(each):
+        label = names[number] if len(each) > 1 and number < len(names) else ""
+        for title, picture, axes in _pictures(W):
+            words = ": ".join(word for word in (label, title) if word) or "coefficients"
+            found.append({"title": words, "values": _rounded(_thin(picture)), "axes": axes})
+    return found[:MAPS]
+
+
+def _pictures(W: np.ndarray) -> list[tuple[str, np.ndarray, list[str]]]:
+    """Return titles, pictures and names of their axes: of a volume the strongest slice along every mode."""
+    if W.ndim == 1:
+        return [("", W[None], ["", "feature"])]
+    if W.ndim == 2:
+        return [("", W, ["mode 1", "mode 2"])]
+    if W.ndim > 3:
+        # That with the largest coefficient, over the last two modes.
+        at = np.unravel_index(np.abs(W).argmax(), W.shape)[:-2]
+        return [(f"slice {', '.join(map(str, at))}", W[at], [f"mode {W.ndim - 1}", f"mode {W.ndim}"])]
+    found = []
+    for mode in range(3):
+        moved = np.moveaxis(W, mode, 0)
+        place = int(np.square(moved.reshape(len(moved), -1)).sum(1).argmax())
+        axes = [f"mode {k + 1}" for k in range(3) if k != mode]
+        found.append((f"slice {place} of mode {mode + 1}", moved[place], axes))
+    return found
+
+
+def _thin(picture: np.ndarray) -> np.ndarray:
+    places = [np.unique(np.linspace(0, n - 1, min(n, PIXELS)).round().astype(int)) for n in picture.shape]
+    return picture[np.ix_(*places)]
+
+
+def _rounded(picture: np.ndarray) -> list[list[float]]:
+    """Return numbers with four digits: a color shows no more."""
+    return [[float(f"{value:.4g}") for value in row] for row in picture.tolist()]
+
+
+def assessment_record(found: Assessment, classes: list[Any] | None) -> dict[str, Any]:
+    """Return how held-out samples were predicted, JSON-ready.
+
+    Parameters
+    ----------
+    found : Assessment
+    classes : list or None
+        Labels of a classifier.
+
+    Returns
+    -------
+    dict
+        ``score``, ``plain_score``, ``gain``, ``gain_error``, and ``confusion`` (rows: true classes) or
+        ``points`` (true and predicted numbers).
+    """
+    gain, error = found.gain
+    record: dict[str, Any] = {
+        "score": found.score,
+        "plain_score": found.plain_score,
+        "gain": gain,
+        "gain_error": error,
+    }
+    if classes is not None:
+        index = {label: place for place, label in enumerate(classes)}
+        table = np.zeros((len(classes), len(classes)), dtype=int)
+        for true, predicted in zip(found.y.tolist(), found.predicted.tolist(), strict=True):
+            table[index[true], index[predicted]] += 1
+        record["confusion"] = {"classes": [str(label) for label in classes], "counts": table.tolist()}
+    else:
+        rows = np.unique(np.linspace(0, len(found.y) - 1, min(len(found.y), POINTS)).round().astype(int))
+        record["points"] = {"true": found.y[rows].tolist(), "predicted": found.predicted[rows].tolist()}
+    return plain(record)
