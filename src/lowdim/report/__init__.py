@@ -18,6 +18,7 @@ True
 
 from lowdim.report.compress import compress_page
 from lowdim.report.page import Card, Page
+from lowdim.report.regress import coefficient_map, regress_page
 from lowdim.report.track import track_page
 
-__all__ = ["Card", "Page", "compress_page", "track_page"]
+__all__ = ["Card", "Page", "coefficient_map", "compress_page", "regress_page", "track_page"]
