@@ -66,7 +66,7 @@ def enter(
                 check_consistent_length(range(X.shape[0]), y)
             return X, given, y
         axes = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
-        given = None
+        given: tuple[int, ...] = ()
         if axes > 2:
             X = np.asarray(X)
             given = tuple(X.shape[1:])

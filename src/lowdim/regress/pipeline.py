@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time as clock
 import warnings
@@ -27,6 +26,7 @@ from lowdim.regress.record import assessment_record, maps_record, plain
 from lowdim.regress.regressor import TensorRegressor
 from lowdim.regress.result import FORMAT, RegressResult
 from lowdim.regress.search import TensorClassifierCV, TensorRegressorCV
+from lowdim.regress.settings import Settings
 from lowdim.runs import Run, digest, versions
 
 __all__ = ["Progress", "regress"]
@@ -159,41 +159,6 @@ def regress(
         return result
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Options of a run that decide its result, see `regress`.
-
-    Parameters
-    ----------
-    task, ranks, alphas, decomposition, loss, shape, folds, n_init, seed
-        As in `regress`.
-    """
-
-    task: str
-    ranks: tuple[Any, ...] | None
-    alphas: tuple[float, ...] | None
-    decomposition: str
-    loss: str
-    shape: tuple[int, ...] | None
-    folds: int
-    n_init: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.task not in ("auto", "regression", "classification"):
-            raise DataError(
-                f"regress: task={self.task!r} is unknown. Use 'auto', 'regression' or 'classification'."
-            )
-        if self.folds < 2:
-            raise DataError(f"regress: folds={self.folds} are too few. Use 2 or more; the default is 5.")
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the options, JSON-ready, without the seed."""
-        found = plain(dataclasses.asdict(self))
-        del found["seed"]
-        return found
-
-
 @dataclass
 class Job:
     """One call of `regress` at work.
@@ -242,7 +207,8 @@ class Job:
             self.y = self._numbers()
         elif len(np.unique(y)) < 2:
             raise DataError(
-                f"regress: all targets of {self.name} are {y[0]!r}. Classification needs two or more classes."
+                f"regress: all targets of {self.name} are {y.tolist()[0]!r}. Classification needs two or "
+                "more classes."
             )
         self.scale = self._scale()
 
@@ -407,9 +373,11 @@ def unscaled(search: Any, scale: float) -> Any:
             setattr(model, name, value)
     model.coef_ = search.coef_ / scale
     # One factor takes the scale; the last, for the first may be that of the classes.
-    several = isinstance(search.factors_[0], list)
-    for factors in model.factors_ if several else [model.factors_]:
-        factors[-1] = factors[-1] / scale
+    factors: list[Any] = search.factors_
+    if isinstance(factors[0], list):
+        model.factors_ = [[*form[:-1], form[-1] / scale] for form in factors]
+    else:
+        model.factors_ = [*factors[:-1], factors[-1] / scale]
     return model
 
 
