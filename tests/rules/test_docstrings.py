@@ -22,7 +22,14 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(lowdim.__path__, "lowdim.")
     if not any(part.startswith("_") for part in module.name.split("."))
 )
-ROOMS = ["lowdim.algebra", "lowdim.compress", "lowdim.track", "lowdim.report", "lowdim.claims"]
+ROOMS = [
+    "lowdim.algebra",
+    "lowdim.compress",
+    "lowdim.regress",
+    "lowdim.track",
+    "lowdim.report",
+    "lowdim.claims",
+]
 DIRECT = {
     *(
         "lowdim.errors",

