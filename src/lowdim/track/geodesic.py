@@ -17,12 +17,12 @@ from torch import Tensor
 
 from lowdim.algebra import Subspace
 from lowdim.errors import DataError, LowdimWarning, ShapeError
+from lowdim.store import read_model, write_model
 from lowdim.track.curve import Curve
 from lowdim.track.majorize import Fit, coefficients, descend
 from lowdim.track.observations import Masked, Observations, Sampled
 from lowdim.track.panel import Clock, check_frames, check_rank, tensor_of, times_of
 from lowdim.track.static import start_curve
-from lowdim.track.store import read_model, write_model
 from lowdim.track.threads import few_threads
 
 __all__ = ["GeodesicSubspace"]

@@ -12,10 +12,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from lowdim.errors import DataError
+from lowdim.store import read_model, write_model
 from lowdim.track.curve import Curve, polar
 from lowdim.track.observations import Masked, Observations
 from lowdim.track.panel import check_frames, check_rank, tensor_of
-from lowdim.track.store import read_model, write_model
 from lowdim.track.threads import few_threads
 
 __all__ = ["StaticSubspace", "alternate", "principal", "start_curve"]

@@ -15,9 +15,9 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lowdim.errors import DataError, Diverged, RankError, ShapeError
+from lowdim.store import read_model, write_model
 from lowdim.track.coefficients import fill, fit_rows, orthonormal, usable_ridge
 from lowdim.track.panel import check_frames, check_rank, numbers
-from lowdim.track.store import read_model, write_model
 
 __all__ = ["StreamingSubspace", "Trail"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ _Model = TypeVar("_Model")
 
 
 def write_model(
-    model: Any, directory: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    model: Any, directory: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]
 ) -> None:
     """Write a fitted estimator.
 
@@ -56,7 +57,7 @@ def write_model(
 
 
 def read_model(
-    kind: type[_Model], directory: str | Path
+    kind: type[_Model], directory: str | os.PathLike[str]
 ) -> tuple[_Model, dict[str, np.ndarray], dict[str, Any]]:
     """Read what `write_model` has written.
 
