@@ -1,0 +1,147 @@
+"""Problem: measurement and magnitudes, checked at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowdim.errors import DataError, ShapeError
+from lowdim.phase.measurement import Measurement, measurement_of
+
+__all__ = ["Problem"]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a solver needs to know.
+
+    Parameters
+    ----------
+    A : Measurement
+        The linear map of every frame.
+    y : Tensor, shape (q, m)
+        Magnitudes, in the real type of A.
+    weights : Tensor, shape (q, m), or None
+        Of the measurements; None stands for ones.
+    real : bool
+        Whether frames are real although A is complex.
+    numpy : bool
+        Whether the user works with numpy.
+
+    Examples
+    --------
+    >>> problem = Problem.of(np.ones((2, 3, 4)), np.ones((2, 3)), image_shape=(2, 2))
+    >>> problem.frames, problem.dtype
+    (2, torch.float64)
+    """
+
+    A: Measurement
+    y: Tensor
+    weights: Tensor | None
+    real: bool
+    numpy: bool
+
+    @classmethod
+    def of(
+        cls,
+        A: Any,
+        y: Any,
+        *,
+        image_shape: Sequence[int] | None = None,
+        intensity: bool = False,
+        sample_weight: Any = None,
+        real: bool = False,
+        where: str = "phase",
+    ) -> Problem:
+        """Check what a user gives.
+
+        Parameters
+        ----------
+        A : Measurement, Tensor, ndarray, or a physics of deepinv
+            See `measurement_of`.
+        y : array-like, shape (q, m)
+            Magnitudes or intensities.
+        image_shape : sequence of int, optional
+            Of one frame, where A does not tell.
+        intensity : bool
+            Whether y holds squares.
+        sample_weight : array-like, shape (q, m), optional
+            Weights >= 0; 0 leaves a measurement out.
+        real : bool
+            Whether frames are real although A is complex.
+        where : str
+            Who asks, for messages.
+
+        Returns
+        -------
+        Problem
+
+        Raises
+        ------
+        ShapeError, DataError
+            If anything does not fit.
+        """
+        numpy = not isinstance(y, Tensor) and not isinstance(A, Tensor)
+        measurement = measurement_of(A, image_shape=image_shape, where=where)
+        dtype = torch.empty((), dtype=measurement.dtype).real.dtype
+        data = _numbers(y, "y", where).to(device=measurement.device, dtype=dtype)
+        if data.ndim != 2 or data.shape[1] != measurement.samples:
+            raise ShapeError(
+                f"{where}: y has shape {tuple(data.shape)}, expected (frames, {measurement.samples}), one "
+                f"row of {measurement.samples} magnitudes per frame."
+            )
+        if measurement.frames is not None and len(data) != measurement.frames:
+            raise ShapeError(
+                f"{where}: y has {len(data)} frames, A has {measurement.frames}. Give one row of y per "
+                "frame of A."
+            )
+        if not bool(torch.isfinite(data).all()):
+            raise DataError(
+                f"{where}: y holds NaN or infinite numbers. Set them to 0 and give them weight 0 "
+                "(sample_weight)."
+            )
+        if bool((data < 0).any()):
+            raise DataError(
+                f"{where}: y holds negative numbers, such as {float(data.min()):g}; magnitudes are >= 0. "
+                "Clip what noise has made negative."
+            )
+        weights = None
+        if sample_weight is not None:
+            weights = _numbers(sample_weight, "sample_weight", where).to(device=data.device, dtype=dtype)
+            if weights.shape != data.shape:
+                raise ShapeError(
+                    f"{where}: sample_weight has shape {tuple(weights.shape)}, expected that of y, "
+                    f"{tuple(data.shape)}."
+                )
+            if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
+                raise DataError(f"{where}: sample_weight must be finite and >= 0 everywhere.")
+        return cls(measurement, data.sqrt() if intensity else data, weights, real, numpy)
+
+    @property
+    def frames(self) -> int:
+        """Number q of frames."""
+        return len(self.y)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frames."""
+        return self.y.dtype if self.real else self.A.dtype
+
+    def out(self, x: Tensor) -> Any:
+        """Return a tensor in the user's kind of array."""
+        return x.cpu().numpy() if self.numpy else x
+
+
+def _numbers(values: Any, name: str, where: str) -> Tensor:
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {name} holds no numbers ({type(values).__name__}).") from error
+    if tensor.is_complex():
+        raise DataError(f"{where}: {name} is complex, expected magnitudes. Give its absolute values.")
+    return tensor
