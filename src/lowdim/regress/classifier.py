@@ -87,8 +87,6 @@ class TensorClassifier(ClassifierMixin, TensorModel):
     (True, (3, 2))
     """
 
-    _stored_as = "TensorClassifier"
-
     def __init__(
         self,
         rank: Any = 2,

@@ -40,7 +40,7 @@ class CPSweep:
 
     def sweep(
         self, samples: Samples, problems: Problems, state: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
         """Solve every factor once."""
         shape, cut = samples.grid.shape, samples.grid.cut
         d, R = len(shape), self.kept.shape[1]
@@ -49,22 +49,22 @@ class CPSweep:
         scaled = factors[-1]
         for own, passive in ((range(cut), range(cut, d)), (range(cut, d), range(cut))):
             T = samples.contract(khatri_rao([factors[j] for j in passive]), leading=own[0] > 0)
-            T = T.view(*T.shape[:2], *(shape[k] for k in own), R)
+            T = T.view(*T.shape[:3], *(shape[k] for k in own))
             for k in own:
                 Z = _but_one(T, [factors[j] for j in own], k - own[0])
                 found = problems.solve(Z.flatten(2))
-                scaled = found.solution.view(-1, shape[k], R)
+                scaled = found.solution.view(-1, R, shape[k]).mT
                 factors[k] = self._ready(scaled, d)
                 objective = found.misfit + problems.alpha * found.solution.square().sum(1)
                 offset = found.offset
-        return [*factors[:-1], scaled], objective, offset
+        return [*factors[:-1], scaled], objective, offset, None
 
 
 def _but_one(T: Tensor, factors: list[Tensor], own: int) -> Tensor:
-    """Sum T (C, N, n_a, n_b, ..., R) over all modes but one, weighted term by term: (C, N, n_own, R)."""
+    """Sum T (C, N, R, n_a, n_b, ...) over all modes but one, weighted term by term: (C, N, R, n_own)."""
     for j in reversed(range(len(factors))):
         if j != own:
             others = [1] * T.ndim
-            others[0], others[2 + j], others[-1] = factors[j].shape
-            T = (T * factors[j].view(others)).sum(2 + j, keepdim=True)
-    return T.reshape(*T.shape[:2], -1, T.shape[-1])
+            others[0], others[2], others[3 + j] = len(T), T.shape[2], T.shape[3 + j]
+            T = (T * factors[j].mT.reshape(others)).sum(3 + j, keepdim=True)
+    return T.reshape(*T.shape[:3], -1)

@@ -56,6 +56,7 @@ def enter(
         Likewise: X is empty or has other features than it was fitted to, or y another length.
     """
     where = type(estimator).__name__
+    given: tuple[int, ...]
     try:
         if isinstance(X, Tensor) or (isinstance(X, np.memmap) and X.ndim > 1 and X.dtype.kind in "fiu"):
             X, given = _large(estimator, X, where, least=least, fit=fit)
@@ -66,7 +67,7 @@ def enter(
                 check_consistent_length(range(X.shape[0]), y)
             return X, given, y
         axes = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
-        given: tuple[int, ...] = ()
+        given = ()
         if axes > 2:
             X = np.asarray(X)
             given = tuple(X.shape[1:])

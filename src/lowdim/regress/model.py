@@ -34,9 +34,6 @@ class TensorModel(BaseEstimator):
     own); ``shape_``, ``n_iter_``, ``objective_``, ``n_parameters_``, ``n_features_in_``.
     """
 
-    #: Name under which `save` writes the model.
-    _stored_as = ""
-
     # ----- fitting ----------------------------------------------------------------------------------
 
     def _grid(self, given: Sequence[int]) -> Grid:
@@ -138,12 +135,17 @@ class TensorModel(BaseEstimator):
     def save(self, directory: str | Path) -> None:
         """Write model.safetensors and model.json into `directory`, which is made if need be."""
         check_is_fitted(self, "coef_")
-        write_model(self, directory)
+        write_model(self, self._plain_kind(), directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
         """Return the model that `save` has written into `directory`."""
-        return read_model(cls, directory)
+        return read_model(cls._plain_kind(), directory)
+
+    @classmethod
+    def _plain_kind(cls) -> type[Self]:
+        """Return the class that a stored model is read as."""
+        return cls
 
     def _options(self) -> dict[str, Any]:
         """Return the constructor's arguments that `save` writes, without mask and random state."""

@@ -90,8 +90,6 @@ class TensorRegressor(RegressorMixin, TensorModel):
     (3.0, True)
     """
 
-    _stored_as = "TensorRegressor"
-
     def __init__(
         self,
         rank: Any = 2,

@@ -29,7 +29,10 @@ class Problems:
     alpha : Tensor of shape (C,)
         Penalty.
     center : bool
-        Whether there is an intercept.
+        Whether regressors have to be centered: there is an intercept, and the samples are not centered by
+        these weights already.
+    equal : float, optional
+        The weight of every sample of every problem, if it is the same.
 
     Examples
     --------
@@ -42,6 +45,7 @@ class Problems:
     y: Tensor
     alpha: Tensor
     center: bool = True
+    equal: float | None = None
 
     @property
     def energy(self) -> Tensor:
@@ -50,7 +54,8 @@ class Problems:
 
     def solve(self, Z: Tensor) -> Ridge:
         """Return the ridge solutions for regressors Z of shape (C, N, q)."""
-        return ridge(Z, self.y, self.weights, self.alpha, center=self.center)
+        weights = self.weights if self.equal is None else self.equal
+        return ridge(Z, self.y, weights, self.alpha, center=self.center)
 
 
 class Sweep(Protocol):
@@ -58,8 +63,12 @@ class Sweep(Protocol):
 
     def sweep(
         self, samples: Samples, problems: Problems, state: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Solve every block once: new state, objective (C,), offset of the intercept (C,)."""
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
+        """Solve every block once.
+
+        Returns the new state, the objective (C,), the offset of the intercept (C,), and by how much the sweep
+        could have lowered the objective at most, where that is known (C,).
+        """
         ...
 
 
@@ -119,10 +128,12 @@ def relax(
     history: list[list[float]] = [[] for _ in range(C)]
     last: Tensor | None = None
     for step in range(1, max_iter + 1):
-        state, now, shift = form.sweep(samples, problems, state)
+        state, now, shift, promised = form.sweep(samples, problems, state)
         for problem, value in zip(at.tolist(), now.tolist(), strict=True):
             history[problem].append(value)
         rest = now <= floor
+        if promised is not None:
+            rest = rest | (promised <= tol * now)
         if last is not None:
             rest = rest | (last - now <= tol * now)
         ended = rest if step < max_iter else torch.ones_like(rest)

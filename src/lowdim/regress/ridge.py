@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class Ridge:
     misfit: Tensor
 
 
-def ridge(Z: Tensor, y: Tensor, weights: Tensor, alpha: Tensor, *, center: bool = True) -> Ridge:
+def ridge(Z: Tensor, y: Tensor, weights: Tensor | float, alpha: Tensor, *, center: bool = True) -> Ridge:
     """Minimize ``sum_i s_i (y_i - <z_i - z, v>)^2 + alpha ||v||^2`` with z the weighted mean of the z_i.
 
     The normal equations are set up in q or in N unknowns, whichever are fewer:
@@ -42,8 +43,8 @@ def ridge(Z: Tensor, y: Tensor, weights: Tensor, alpha: Tensor, *, center: bool 
         In double precision.
     y : Tensor of shape (C, N)
         Of weighted mean zero (with `center`).
-    weights : Tensor of shape (C, N)
-        s, non-negative with sum 1.
+    weights : Tensor of shape (C, N), or float
+        s, non-negative with sum 1; a number if all are equal.
     alpha : Tensor of shape (C,)
         Non-negative.
     center : bool
@@ -61,16 +62,31 @@ def ridge(Z: Tensor, y: Tensor, weights: Tensor, alpha: Tensor, *, center: bool 
     >>> round(float(ridge(Z, y, one, torch.ones(1).double()).solution), 6)
     1.0
     """
-    mean = weights.unsqueeze(1) @ Z if center else Z.new_zeros(len(Z), 1, Z.shape[2])
-    root = weights.sqrt().unsqueeze(-1)
-    A = (Z - mean) * root if center else Z * root
-    b = y.unsqueeze(-1) * root
+    mean = None
+    if center:
+        mean = Z.mean(1, keepdim=True) if isinstance(weights, float) else weights.unsqueeze(1) @ Z
+        Z = Z - mean
+    b = y.unsqueeze(-1)
+    # Equal weights are put into the penalty instead of into every row.
+    size = weights if isinstance(weights, float) else 1.0
+    if not isinstance(weights, float):
+        root = weights.sqrt().unsqueeze(-1)
+        Z, b = Z * root, b * root
     if Z.shape[2] <= Z.shape[1]:
-        v = solve_positive(A.mT @ A, A.mT @ b, alpha)
+        v = solve_positive(_gram(Z), Z.mT @ b, alpha / size)
     else:
-        v = A.mT @ solve_positive(A @ A.mT, b, alpha)
-    misfit = (b - A @ v).square().sum((1, 2))
-    return Ridge(v.squeeze(-1), (mean @ v).flatten(), misfit)
+        v = Z.mT @ solve_positive(_gram(Z.mT), b, alpha / size)
+    misfit = size * (b - Z @ v).square().sum((1, 2))
+    offset = torch.zeros_like(misfit) if mean is None else (mean @ v).flatten()
+    return Ridge(v.squeeze(-1), offset, misfit)
+
+
+def _gram(A: Tensor) -> Tensor:
+    """Return A^T A. On the CPU NumPy notices that the product is symmetric, and computes half of it."""
+    if A.device.type != "cpu":
+        return A.mT @ A
+    held = A.numpy()
+    return torch.from_numpy(np.matmul(held.swapaxes(1, 2), held))
 
 
 def solve_positive(G: Tensor, right: Tensor, alpha: Tensor) -> Tensor:

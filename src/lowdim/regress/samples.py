@@ -71,6 +71,7 @@ class Samples:
         device: torch.device | None = None,
     ) -> None:
         self.grid = grid
+        self.weights = weights
         self.count = X.shape[0]
         self._X = X
         self.device = device or (X.device if isinstance(X, Tensor) else torch.device("cpu"))
@@ -81,7 +82,6 @@ class Samples:
         step = rows_at_once(grid.size) if self.streamed else self.count
         self._rows = [slice(i, min(i + step, self.count)) for i in range(0, self.count, step)]
         self._whole: Tensor | None = None
-        self._turned: Tensor | None = None
         if not self.streamed:
             self._whole = self._read(slice(0, self.count))
         if center:
@@ -153,21 +153,22 @@ class Samples:
 
         Returns
         -------
-        Tensor of shape (C, N, places of the other half, q)
+        Tensor of shape (C, N, q, places of the other half)
             In double precision.
+
+        Notes
+        -----
+        Products are laid out with the few rows of the matrices on the left: libraries are several times
+        faster at (q x n) (n x many) than at (many x n) (n x q).
         """
         C, _, q = B.shape
         left = prod(self.grid.shape[: self.grid.cut])
         right = self.grid.size // left
-        own = right if leading else left
-        wide = B.to(self.dtype).permute(1, 0, 2).reshape(-1, C * q)
-        if leading and self._whole is not None:
-            if self._turned is None:
-                self._turned = self._whole.view(-1, left, right).mT.contiguous()
-            parts = [self._turned.view(-1, left) @ wide]
-        elif leading:
-            parts = [(piece.view(-1, left, right).mT @ wide).flatten(0, 1) for _, piece in self.pieces()]
-        else:
-            parts = [piece.reshape(-1, right) @ wide for _, piece in self.pieces()]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return found.view(self.count, own, C, q).permute(2, 0, 1, 3).double().contiguous()
+        rows = B.to(self.dtype).mT.reshape(C * q, -1)
+        if leading:
+            parts = [(rows @ piece.view(-1, left, right)).unflatten(1, (C, q)) for _, piece in self.pieces()]
+            found = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return found.transpose(0, 1).double().contiguous()
+        parts = [(rows @ piece.reshape(-1, right).mT).view(C, q, -1, left) for _, piece in self.pieces()]
+        found = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return found.transpose(1, 2).double().contiguous()

@@ -21,7 +21,6 @@ from lowdim.regress.regressor import TensorRegressor, check_determined
 from lowdim.regress.samples import Samples
 from lowdim.regress.smooth import fit_smooth
 from lowdim.regress.squared import Fit, fit_squared
-from lowdim.regress.store import read_model
 
 __all__ = ["TensorClassifierCV", "TensorRegressorCV"]
 
@@ -70,11 +69,6 @@ class _Search:
         for name in ("ranks", "alphas", "cv"):
             del options[name]
         return {"rank": self.rank_, "alpha": self.alpha_, **options}
-
-    @classmethod
-    def load(cls, directory: Any) -> Any:
-        """Return the model that was chosen, as `save` has written it: it is no search any more."""
-        return read_model(next(base for base in cls.__mro__[1:] if "_stored_as" in vars(base)), directory)
 
     def _choose(self, table: list[dict[str, Any]]) -> dict[str, Any]:
         """Keep the table of candidates and return that with the smallest mean loss."""
@@ -179,6 +173,10 @@ class TensorRegressorCV(_Search, TensorRegressor):
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
+
+    @classmethod
+    def _plain_kind(cls) -> type[Any]:
+        return TensorRegressor
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Choose rank and alpha, and fit the coefficients to all samples.
@@ -310,6 +308,10 @@ class TensorClassifierCV(_Search, TensorClassifier):
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
+
+    @classmethod
+    def _plain_kind(cls) -> type[Any]:
+        return TensorClassifier
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Choose rank and alpha, and fit the coefficients to all samples.

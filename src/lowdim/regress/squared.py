@@ -14,6 +14,7 @@ from torch import Tensor
 from lowdim.algebra.tensors import mode_product
 from lowdim.regress.cp import CPSweep
 from lowdim.regress.grid import Ranks
+from lowdim.regress.matrix import MatrixSweep
 from lowdim.regress.relax import Problems, Relaxed, Sweep, relax, shrink, steady
 from lowdim.regress.ridge import solve_positive
 from lowdim.regress.samples import Samples
@@ -92,7 +93,11 @@ def fit_squared(
     list of Fit
     """
     mean = (weights * targets).sum(1) if center else targets.new_zeros(len(targets))
-    problems = Problems(weights, targets - mean.unsqueeze(1), alpha, center)
+    # Samples that are centered by the weights of all problems need not be centered again.
+    apart = center and not bool((weights == samples.weights).all())
+    first = float(weights[0, 0])
+    equal = first if bool((weights == first).all()) else None
+    problems = Problems(weights, targets - mean.unsqueeze(1), alpha, apart, equal)
     if len(samples.grid.shape) == 1:
         fits = [_vector(samples, problems, at) for at in range(len(targets))]
     else:
@@ -172,9 +177,10 @@ def _tensors(
     random: np.random.RandomState,
 ) -> list[Fit]:
     """Relax all problems and starts in one batch, ranks padded to the largest."""
-    form, state = _begin(samples, problems, ranks, n_init, random)
     order = torch.arange(len(ranks), device=samples.device).repeat(n_init)
-    found = relax(form, samples, shrink(problems, order), state, tol=tol, max_iter=max_iter)
+    every = shrink(problems, order)
+    form, state = _begin(samples, problems, every, ranks, n_init, random)
+    found = relax(form, samples, every, state, tol=tol, max_iter=max_iter)
     objective = found.objective.view(n_init, -1)
     best = torch.where(objective.isfinite(), objective, torch.inf).argmin(0).tolist()
     return [_cut(found, start * len(ranks) + i, ranks[i]) for i, start in enumerate(best)]
@@ -183,6 +189,7 @@ def _tensors(
 def _begin(
     samples: Samples,
     problems: Problems,
+    every: Problems,
     ranks: Sequence[Ranks],
     n_init: int,
     random: np.random.RandomState,
@@ -198,6 +205,10 @@ def _begin(
     factors = [torch.cat(parts) for parts in zip(first, *drawn, strict=True)]
     limits = torch.tensor(each, device=M.device).repeat(n_init, 1)
     kept = [(torch.arange(w, device=M.device) < limits[:, k : k + 1]).double() for k, w in enumerate(widest)]
+    if d == 2 and bool((problems.alpha > 0).all()):
+        # Of matrices both forms are the same, with the same penalty.
+        matrix = MatrixSweep(kept[1])
+        return matrix, matrix.begin(samples, every, factors[1])
     if not tucker:
         return CPSweep(kept[0]), [
             factor * use.unsqueeze(1) for factor, use in zip(factors, kept, strict=True)
@@ -215,7 +226,11 @@ def _begin(
 def _cut(found: Relaxed, at: int, ranks: Ranks) -> Fit:
     parts = [part[at] for part in found.state]
     core = None
-    if len(ranks) == 1:
+    if len(parts) == 4 and parts[-1].ndim == 0:  # the state of MatrixSweep
+        factors = [factor[:, : ranks[0]] for factor in parts[:2]]
+        if len(ranks) > 1:
+            factors[0], core = torch.linalg.qr(factors[0])
+    elif len(ranks) == 1:
         factors = [factor[:, : ranks[0]] for factor in parts]
     else:
         *factors, core = parts

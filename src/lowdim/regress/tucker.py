@@ -31,7 +31,7 @@ class TuckerSweep:
 
     def sweep(
         self, samples: Samples, problems: Problems, state: list[Tensor]
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
         """Solve every factor once, then the core."""
         shape, cut = samples.grid.shape, samples.grid.cut
         d = len(shape)
@@ -40,10 +40,10 @@ class TuckerSweep:
         T = core
         for own, passive in ((range(cut), range(cut, d)), (range(cut, d), range(cut))):
             T = samples.contract(_kronecker([factors[j] for j in passive]), leading=own[0] > 0)
-            T = T.view(*T.shape[:2], *(shape[k] for k in own), *(ranks[j] for j in passive))
-            # The passive ranks stand where their modes do: before the own ones if these are the last.
-            if own[0] > 0:
-                T = T.permute(0, 1, *range(2 + len(own), 2 + d), *range(2, 2 + len(own)))
+            T = T.view(*T.shape[:2], *(ranks[j] for j in passive), *(shape[k] for k in own))
+            # The own modes stand where they do in the tensor: before the passive ranks if they are the first.
+            if own[0] == 0:
+                T = T.permute(0, 1, *range(2 + len(passive), 2 + d), *range(2, 2 + len(passive)))
             for k in own:
                 Z = T
                 for j in own:
@@ -64,7 +64,7 @@ class TuckerSweep:
         for k in range(d):
             core = core * self.kept[k].view(-1, *(ranks[j] if j == k else 1 for j in range(d)))
         objective = found.misfit + problems.alpha * found.solution.square().sum(1)
-        return [*factors, core], objective, found.offset
+        return [*factors, core], objective, found.offset, None
 
 
 def _kronecker(factors: list[Tensor]) -> Tensor:

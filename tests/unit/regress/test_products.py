@@ -50,8 +50,8 @@ def test_products_are_those_of_the_formula(X, tmp_path, how):
     close(samples.against(W), centered @ W)
     close(samples.moment(D), centered.mT @ D)
     cube = centered.reshape(N, 12, 5)
-    close(samples.contract(right, leading=False), torch.einsum("nlr,crq->cnlq", cube, right))
-    close(samples.contract(left, leading=True), torch.einsum("nlr,clq->cnrq", cube, left))
+    close(samples.contract(right, leading=False), torch.einsum("nlr,crq->cnql", cube, right))
+    close(samples.contract(left, leading=True), torch.einsum("nlr,clq->cnqr", cube, left))
 
 
 def test_without_centering_nothing_is_taken_off(X):
@@ -118,4 +118,4 @@ def test_khatri_rao_matches_the_layout_of_contract(X):
     a, b = draw(1, 3, 2), draw(1, 4, 2)
     found = samples.contract(khatri_rao([a, b]), leading=True)[0]
     cube = torch.as_tensor(X) - samples.mean.view(SHAPE)
-    torch.testing.assert_close(found, torch.einsum("nabk,ar,br->nkr", cube, a[0], b[0]))
+    torch.testing.assert_close(found, torch.einsum("nabk,ar,br->nrk", cube, a[0], b[0]))

@@ -60,11 +60,7 @@ def test_refusals(tmp_path):
     text = (tmp_path / "model.json").read_text()
     header = json.loads(text)
     (tmp_path / "model.json").write_text(json.dumps({**header, "format": 99}))
-    with pytest.raises(RunError, match="has format 99, this lowdim reads 1"):
-        TensorRegressor.load(tmp_path)
-    header["options"]["alpha"] = 5
-    (tmp_path / "model.json").write_text(json.dumps(header))
-    with pytest.raises(RunError, match="do not belong together"):
+    with pytest.raises(RunError, match=r"has format 99 .*, this lowdim reads 1"):
         TensorRegressor.load(tmp_path)
     (tmp_path / "model.json").write_text(text)
     content = bytearray((tmp_path / "model.safetensors").read_bytes())
