@@ -7,11 +7,10 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from benchmarks.harness import Skipped
 
-__all__ = ["official_blast", "official_geodesic", "official_tensor_classifier"]
+__all__ = ["official_blast", "official_geodesic"]
 
 
 def official_blast(module: str) -> ModuleType:
@@ -50,63 +49,6 @@ def official_geodesic() -> ModuleType:
     """
     repository = "soominkwon/Dynamic-Subspace-Tracking-with-a-Single-Geodesic-Model"
     return _official("LOWDIM_PEER_GEODESIC", repository, "geodesic_solver")
-
-
-def official_tensor_classifier(kind: str) -> type:
-    """Import a classifier of the official code for tensor-structured predictors.
-
-    Its starts are matrices, which the minimizer of SciPy 1.11 and later refuses: in the copy that is imported
-    they are laid flat on the way to it. Nothing else is changed.
-
-    Parameters
-    ----------
-    kind : {"logistic_regression", "linear_svm"}
-
-    Returns
-    -------
-    type
-        Its class.
-
-    Raises
-    ------
-    Skipped
-        If LOWDIM_PEER_TENSORML names no checkout, or the code does not import here.
-    """
-    from scipy.optimize import minimize
-
-    repository = "soominkwon/Machine-Learning-with-Tensor-Factorizations"
-    module = _official("LOWDIM_PEER_TENSORML", repository, f"cp_{kind}")
-
-    def flat(function: Any, start: Any, **options: Any) -> Any:
-        return minimize(function, start.ravel(), **options)
-
-    module.minimize = flat  # type: ignore[attr-defined]
-    return getattr(
-        module, {"logistic_regression": "CP_LogisticRegression", "linear_svm": "CP_LinearSVM"}[kind]
-    )
-
-
-@contextmanager
-def official_tucker() -> Iterator[ModuleType]:
-    """Import the official code for Tucker-structured phase retrieval, and lend it a name that numpy has dropped.
-
-    Yields
-    ------
-    module
-        ``tucker_phase_retrieval``; `numpy.complex`, which it uses for Python's type, exists as long.
-
-    Raises
-    ------
-    Skipped
-        If LOWDIM_PEER_TUCKER names no checkout, or the code does not import here.
-    """
-    repository = "soominkwon/Tucker-Structured-Phase-Retrieval"
-    module = _official("LOWDIM_PEER_TUCKER", repository, "tucker_phase_retrieval")
-    complex = complex  # type: ignore[attr-defined]
-    try:
-        yield module
-    finally:
-        del complex  # type: ignore[attr-defined]
 
 
 def _official(variable: str, repository: str, module: str) -> ModuleType:
