@@ -7,10 +7,11 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from benchmarks.harness import Skipped
 
-__all__ = ["official_blast", "official_geodesic"]
+__all__ = ["official_blast", "official_geodesic", "official_tensor_classifier"]
 
 
 def official_blast(module: str) -> ModuleType:
@@ -49,6 +50,40 @@ def official_geodesic() -> ModuleType:
     """
     repository = "soominkwon/Dynamic-Subspace-Tracking-with-a-Single-Geodesic-Model"
     return _official("LOWDIM_PEER_GEODESIC", repository, "geodesic_solver")
+
+
+def official_tensor_classifier(kind: str) -> type:
+    """Import a classifier of the official code for tensor-structured predictors.
+
+    Its starts are matrices, which the minimizer of SciPy 1.11 and later refuses: in the copy that is imported
+    they are laid flat on the way to it. Nothing else is changed.
+
+    Parameters
+    ----------
+    kind : {"logistic_regression", "linear_svm"}
+
+    Returns
+    -------
+    type
+        Its class.
+
+    Raises
+    ------
+    Skipped
+        If LOWDIM_PEER_TENSORML names no checkout, or the code does not import here.
+    """
+    from scipy.optimize import minimize
+
+    repository = "soominkwon/Machine-Learning-with-Tensor-Factorizations"
+    module = _official("LOWDIM_PEER_TENSORML", repository, f"cp_{kind}")
+
+    def flat(function: Any, start: Any, **options: Any) -> Any:
+        return minimize(function, start.ravel(), **options)
+
+    module.minimize = flat  # type: ignore[attr-defined]
+    return getattr(
+        module, {"logistic_regression": "CP_LogisticRegression", "linear_svm": "CP_LinearSVM"}[kind]
+    )
 
 
 def _official(variable: str, repository: str, module: str) -> ModuleType:
