@@ -18,7 +18,17 @@ True
 
 from lowdim.report.compress import compress_page
 from lowdim.report.page import Card, Page
+from lowdim.report.phase import phase_page, transition_page
 from lowdim.report.regress import coefficient_map, regress_page
 from lowdim.report.track import track_page
 
-__all__ = ["Card", "Page", "coefficient_map", "compress_page", "regress_page", "track_page"]
+__all__ = [
+    "Card",
+    "Page",
+    "coefficient_map",
+    "compress_page",
+    "phase_page",
+    "regress_page",
+    "track_page",
+    "transition_page",
+]
