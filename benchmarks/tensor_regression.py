@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,7 +49,6 @@ def run(options: Options) -> Table:
     except Skipped as reason:
         notes.append(f"Official classifiers skipped: {reason}.")
     rows.append(_search(options))
-    rows += _curves(options)
     return Table(NAME, DESCRIPTION, tuple(rows), tuple(notes))
 
 
@@ -171,40 +168,3 @@ def _search(options: Options) -> Row:
         },
         {"ratio": gain.median},
     )
-
-
-def _curves(options: Options) -> list[Row]:
-    """Fit exponents to the time of ten sweeps over the number of samples and of places."""
-    counts = (400, 800, 1600, 3200) if options.quick else (400, 800, 1600, 3200, 6400)
-    sides = (16, 32, 64) if options.quick else (16, 32, 64, 128)
-    rng = np.random.default_rng(0)
-    rows = []
-    for case, sizes in (
-        ("time over N, 32x32", [(N, 32) for N in counts]),
-        ("time over places, N = 400", [(400, side) for side in sides]),
-    ):
-        seconds = []
-        for N, side in sizes:
-            X, y = rng.normal(size=(N, side, side)), rng.normal(size=N)
-            seconds.append(_fastest(lambda X=X, y=y: TensorRegressor(2, max_iter=10, tol=0).fit(X, y)))
-        scale = [N if "over N" in case else side * side for N, side in sizes]
-        exponent = float(np.polyfit(np.log(scale), np.log(seconds), 1)[0])
-        shown = ", ".join(f"{size:,}: {1e3 * spent:.0f}" for size, spent in zip(scale, seconds, strict=True))
-        rows.append(
-            Row(
-                f"{case}, ten sweeps",
-                {"ours, ms": shown, "theirs / ours": f"exponent {exponent:.2f}"},
-                {"sizes": scale, "seconds": seconds, "exponent": exponent},
-            )
-        )
-    return rows
-
-
-def _fastest(call: Callable[[], Any]) -> float:
-    """Return the seconds of the fastest of three calls."""
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - start)
-    return min(found)
