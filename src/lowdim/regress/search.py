@@ -112,9 +112,9 @@ def _scores(samples: Samples, fits: Sequence[Fit], K: int) -> Tensor:
 class TensorRegressorCV(_Search, TensorRegressor):
     """`TensorRegressor` with rank and alpha chosen by cross-validation.
 
-    All fits over folds, ranks, penalties, targets and starts are swept together: one read of X serves them
-    all, and fits that have come to rest leave the batch. The chosen candidate, that with the smallest mean
-    squared error on held-out samples, is fitted again to all samples.
+    Fits over folds, penalties, targets and starts are swept together: one read of X serves them all (of a
+    memory map those of all ranks), and fits that have come to rest leave the batch. The candidate with the
+    smallest mean squared error on held-out samples is fitted again to all samples.
 
     Parameters
     ----------

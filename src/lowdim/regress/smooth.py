@@ -120,6 +120,7 @@ def fit_smooth(
     each = 24 * samples.count * targets.shape[2] * n_init + 24 * samples.grid.size * targets.shape[2] * n_init
     step = max(1, int(get_config()["working_memory"] * 2**20 / each))
     fits: list[Fit | None] = [None] * B
+    seed = random.randint(2**31 - 1)  # the same for every batch, however the problems are cut into them
     # Problems of one form share a batch: ranks of another size are another form.
     for rank in dict.fromkeys(ranks):
         own = [i for i in range(B) if ranks[i] == rank]
@@ -133,7 +134,7 @@ def fit_smooth(
                 alpha[chosen],
                 rank,
                 (loss, center, n_init, tol, max_iter),
-                random,
+                np.random.RandomState(seed),
             )
             for i, fit in zip(at, found, strict=True):
                 fits[i] = fit

@@ -101,10 +101,14 @@ def fit_squared(
     if len(samples.grid.shape) == 1:
         fits = [_vector(samples, problems, at) for at in range(len(targets))]
     else:
-        fits = []
+        held: dict[int, Fit] = {}
+        seed = random.randint(2**31 - 1)  # the same for every batch, however the problems are cut into them
         for at in _groups(samples, ranks, n_init):
             group = shrink_to(problems, at)
-            fits += _tensors(samples, group, [ranks[i] for i in at], n_init, tol, max_iter, random)
+            source = np.random.RandomState(seed)
+            own = _tensors(samples, group, [ranks[i] for i in at], n_init, tol, max_iter, source)
+            held |= dict(zip(at, own, strict=True))
+        fits = [held[i] for i in range(len(ranks))]
     base = samples.mean.double()
     return [
         Fit(f.factors, f.core, m - f.intercept - f.coefficients().flatten() @ base, *_ending(f))
@@ -131,14 +135,24 @@ def shrink_to(problems: Problems, at: Sequence[int]) -> Problems:
     return shrink(problems, torch.as_tensor(list(at), device=problems.y.device))
 
 
-def _groups(samples: Samples, ranks: Sequence[Ranks], n_init: int) -> list[range]:
-    """Cut the problems into batches whose intermediate products fit into the working memory."""
+def _groups(samples: Samples, ranks: Sequence[Ranks], n_init: int) -> list[list[int]]:
+    """Cut the problems into batches whose intermediate products fit into the working memory.
+
+    Samples that are read from a disk are read for all ranks at once, padded to the largest; in memory padding
+    costs more than reading.
+    """
     shape, cut = samples.grid.shape, samples.grid.cut
     sides = (prod(shape[:cut]), prod(shape[cut:]))
-    widest = max(max(side * (r[0] if len(r) == 1 else prod(r)) for side in sides) for r in ranks)
-    each = 16 * samples.count * widest * n_init
-    step = max(1, int(get_config()["working_memory"] * 2**20 / each))
-    return [range(i, min(i + step, len(ranks))) for i in range(0, len(ranks), step)]
+    kinds = [list(range(len(ranks)))]
+    if not samples.streamed:
+        kinds = [[i for i, own in enumerate(ranks) if own == rank] for rank in dict.fromkeys(ranks)]
+    found = []
+    for kind in kinds:
+        columns = max(ranks[i][0] if len(ranks[i]) == 1 else prod(ranks[i]) for i in kind)
+        each = 16 * samples.count * max(sides) * columns * n_init
+        step = max(1, int(get_config()["working_memory"] * 2**20 / each))
+        found += [kind[i : i + step] for i in range(0, len(kind), step)]
+    return found
 
 
 def _vector(samples: Samples, problems: Problems, at: int) -> Fit:
