@@ -51,18 +51,18 @@ def test_a_reader_sees_the_video_and_what_is_known_of_it(opened, pages):
 def test_the_slider_moves_both_films(opened, pages):
     page = opened(pages["known"])
     plot = page.locator(".plot-area").nth(1)
-    shown = lambda: plot.locator(".heatmaplayer .hm image").evaluate_all(
-        "all => all.map(i => i.href.baseVal)"
-    )  # noqa: E731
+
+    def shown():
+        return plot.locator(".heatmaplayer .hm image").evaluate_all("all => all.map(i => i.href.baseVal)")
+
     before = shown()
     assert len(before) == 2
     assert "Frame 0" in plot.locator(".slider-label").first.text_content()
     plot.scroll_into_view_if_needed()
     rail = plot.locator(".slider-rail-touch-rect").bounding_box()
     page.mouse.click(rail["x"] + rail["width"] - 12, rail["y"] + rail["height"] / 2)
-    page.wait_for_function(
-        f"document.querySelectorAll('.plot-area')[1].querySelector('.slider-label').textContent === 'Frame {Q - 1}'"
-    )
+    label = "document.querySelectorAll('.plot-area')[1].querySelector('.slider-label').textContent"
+    page.wait_for_function(f"{label} === 'Frame {Q - 1}'")
     page.wait_for_timeout(300)
     after = shown()
     assert len(after) == 2
