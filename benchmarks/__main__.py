@@ -12,7 +12,10 @@ from pathlib import Path
 from benchmarks.harness import Options, Skipped, Table, write
 from lowdim.claims.machine import machine
 
-NAMES = ("blast_layer", "whole_model", "factorization", "triton", "geodesic", "streaming", "tensor_regression")
+NAMES = (
+    *("blast_layer", "whole_model", "factorization", "triton"),
+    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "costs"),
+)
 RESULTS = Path(__file__).parent / "results"
 
 

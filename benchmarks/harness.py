@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from lowdim.claims.machine import describe
 from lowdim.runs import atomic_json, atomic_write
 
-__all__ = ["Options", "Ratio", "Row", "Skipped", "Table", "Timing", "interleave", "ratio", "write"]
+__all__ = ["Options", "Ratio", "Row", "Skipped", "Table", "Timing", "curve", "interleave", "ratio", "write"]
 
 #: One measured sample is the median of as many calls as fit into this many seconds.
 SAMPLE_SECONDS = 0.05
@@ -210,3 +211,35 @@ def write(table: Table, *, folder: Path) -> None:
     document = json.loads(json.dumps(table.to_dict()))
     atomic_json(folder / f"{table.name}.json", document)
     atomic_write(folder / f"{table.name}.md", table.markdown())
+
+
+def curve(case: str, sizes: Sequence[int], prepare: Callable[[int], Callable[[], Any]]) -> Row:
+    """Time a call over growing sizes, and fit the exponent of its growth.
+
+    Parameters
+    ----------
+    case : str
+        What grows.
+    sizes : sequence of int
+        At least two.
+    prepare : callable
+        Given a size, returns the call to time.
+
+    Returns
+    -------
+    Row
+        With figures ``sizes``, ``seconds`` and ``exponent``.
+    """
+    seconds = []
+    for size in sizes:
+        call = prepare(size)
+        seconds.append(min(_seconds(call) for _ in range(3)))
+    exponent = statistics.linear_regression(
+        [math.log(x) for x in sizes], [math.log(y) for y in seconds]
+    ).slope
+    shown = ", ".join(f"{size:,}: {1e3 * spent:.3g}" for size, spent in zip(sizes, seconds, strict=True))
+    return Row(
+        case,
+        {"ms": shown, "exponent": f"{exponent:.2f}"},
+        {"sizes": list(sizes), "seconds": seconds, "exponent": exponent},
+    )

@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy
+
 from benchmarks.harness import Skipped
 
-__all__ = ["official_blast", "official_geodesic", "official_tensor_classifier"]
+__all__ = ["official_blast", "official_geodesic", "official_tensor_classifier", "official_tucker"]
 
 
 def official_blast(module: str) -> ModuleType:
@@ -84,6 +88,29 @@ def official_tensor_classifier(kind: str) -> type:
     return getattr(
         module, {"logistic_regression": "CP_LogisticRegression", "linear_svm": "CP_LinearSVM"}[kind]
     )
+
+
+@contextmanager
+def official_tucker() -> Iterator[ModuleType]:
+    """Import the official code for Tucker-structured phase retrieval, with a name that numpy has dropped.
+
+    Yields
+    ------
+    module
+        ``tucker_phase_retrieval``; `numpy.complex`, which it uses for Python's type, exists as long.
+
+    Raises
+    ------
+    Skipped
+        If LOWDIM_PEER_TUCKER names no checkout, or the code does not import here.
+    """
+    repository = "soominkwon/Tucker-Structured-Phase-Retrieval"
+    module = _official("LOWDIM_PEER_TUCKER", repository, "tucker_phase_retrieval")
+    vars(numpy)["complex"] = complex
+    try:
+        yield module
+    finally:
+        del vars(numpy)["complex"]
 
 
 def _official(variable: str, repository: str, module: str) -> ModuleType:

@@ -25,6 +25,7 @@ MODULES = sorted(
 ROOMS = [
     "lowdim.algebra",
     "lowdim.compress",
+    "lowdim.phase",
     "lowdim.regress",
     "lowdim.track",
     "lowdim.report",

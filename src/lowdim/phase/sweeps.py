@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice, repeat
 from math import prod
 
 import torch
@@ -173,11 +174,9 @@ def solve(
     Outcome
     """
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    first = [] if init == "auto" else [init]
-    spectral = [kind for kind in SPECTRAL if kind not in first and (kind != "grow" or _halved(ranks))]
-    kinds = [*first, *spectral, *["random"] * n_init]
+    kinds = _kinds(init, ranks)
     best: Outcome | None = None
-    for number, kind in enumerate(kinds[:n_init]):
+    for number, kind in enumerate(islice(kinds, n_init)):
         tell = None if callback is None else partial(callback, number)
         video = (
             _grown_video(problem, ranks, options, generator, tell)
@@ -191,6 +190,14 @@ def solve(
             break
     assert best is not None
     return best
+
+
+def _kinds(init: str, ranks: Sequence[int]) -> Iterator[str]:
+    """Yield the kinds of starts: the first, the other spectral ones, then growth anew and anew."""
+    again = "grow" if init != "random" and _halved(ranks) else "random"
+    first = [] if init == "auto" else [init]
+    others = [kind for kind in SPECTRAL if kind not in first and (kind != "grow" or again == "grow")]
+    return chain(first, others if init != "random" else (), repeat(again))
 
 
 def _same_end(one: Outcome, other: Outcome) -> bool:

@@ -42,8 +42,9 @@ class TuckerPhaseRetrieval(BaseEstimator):
         frame (the paper's); "grow": half of the ranks first, so that strong components are found before weak
         ones; "auto" begins with "joint".
     n_init : int
-        Starts at most, of the kinds in that order and then random ones. The smallest loss wins, and a loss
-        below 1e-3 (or two equal ends) is not tried again.
+        Starts at most: "joint", "grow", "frame", and then "grow" with other random directions (all random,
+        if the first is). The smallest loss wins, and a loss below 1e-3 (or two equal ends) is not tried
+        again.
     max_iter : int
         Sweeps at most from each start.
     tol : float
