@@ -111,7 +111,8 @@ def relax(
     state : list of Tensor, each with leading axis C
         Where to start.
     tol : float
-        Rest: a sweep lowers the objective by no more than this fraction of it.
+        Rest: a sweep lowers the objective by no more than this fraction of it; or, where sweeps are steps of
+        Newton's kind, all further ones together would.
     max_iter : int
         Most sweeps.
 
@@ -127,15 +128,21 @@ def relax(
     sweeps, converged = at.new_zeros(C), at.new_zeros(C, dtype=torch.bool)
     history: list[list[float]] = [[] for _ in range(C)]
     last: Tensor | None = None
+    drop: Tensor | None = None
     for step in range(1, max_iter + 1):
         state, now, shift, promised = form.sweep(samples, problems, state)
         for problem, value in zip(at.tolist(), now.tolist(), strict=True):
             history[problem].append(value)
         rest = now <= floor
-        if promised is not None:
-            rest = rest | (promised <= tol * now)
         if last is not None:
-            rest = rest | (last - now <= tol * now)
+            fall = last - now
+            rest = rest | (fall <= tol * now)
+            if promised is not None:
+                rest = rest | (promised <= tol * now)
+                if drop is not None:
+                    # What falls this fast has left the sum of a geometric series to fall.
+                    rest = rest | ((fall < drop) & (fall.square() <= tol * now * (drop - fall)))
+            drop = fall
         ended = rest if step < max_iter else torch.ones_like(rest)
         if bool(ended.any()):
             done = at[ended]
@@ -149,6 +156,7 @@ def relax(
             problems, form = shrink(problems, left), shrink(form, left)
             state = [part[left] for part in state]
             at, now, floor = at[left], now[left], floor[left]
+            drop = None if drop is None else drop[left]
         last = now
     return Relaxed(final, offset, objective, sweeps, converged, history)
 

@@ -48,9 +48,7 @@ class TuckerSweep:
                 Z = T
                 for j in own:
                     if j != k:
-                        Z = torch.movedim(
-                            torch.movedim(Z, 2 + j, -1) @ _spread(factors[j], Z.ndim), -1, 2 + j
-                        )
+                        Z = _shrunk(Z, factors[j], 2 + j)
                 Z = torch.movedim(Z, 2 + k, 2).flatten(3)
                 Q = steady(unfold(core, k, order=d).mT, self.kept[k])
                 found = problems.solve((Z @ Q.unsqueeze(1)).flatten(2))
@@ -75,6 +73,8 @@ def _kronecker(factors: list[Tensor]) -> Tensor:
     return product
 
 
-def _spread(factor: Tensor, axes: int) -> Tensor:
-    """Return a factor (C, n, r) that multiplies the last axis of a tensor with so many axes."""
-    return factor.view(len(factor), *[1] * (axes - 3), *factor.shape[1:])
+def _shrunk(Z: Tensor, factor: Tensor, axis: int) -> Tensor:
+    """Multiply one axis of Z (C, N, ...) by the transpose of a factor (C, n, r), in one product each."""
+    moved = Z.movedim(axis, -1)
+    flat = moved.reshape(len(Z), -1, moved.shape[-1]) @ factor
+    return flat.view(*moved.shape[:-1], -1).movedim(-1, axis)
