@@ -29,6 +29,17 @@ class DeepinvMeasurement(Measurement):
     ------
     ShapeError
         If the physics does not take such images.
+
+    Examples
+    --------
+    >>> class Transform:  # stands for deepinv.physics.PhaseRetrieval
+    ...     def B(self, x):
+    ...         return torch.fft.fft2(x, norm="ortho")
+    ...     def B_adjoint(self, y):
+    ...         return torch.fft.ifft2(y, norm="ortho")
+    >>> A = DeepinvMeasurement(Transform(), image_shape=(4, 4))
+    >>> A.samples, A.magnitudes(torch.ones(3, 4, 4)).shape
+    (16, torch.Size([3, 16]))
     """
 
     def __init__(self, physics: Any, *, image_shape: Sequence[int]) -> None:
@@ -36,8 +47,8 @@ class DeepinvMeasurement(Measurement):
         self.physics = physics
         self._channel = len(shape) == 2
         probe = torch.zeros(1, *((1,) if self._channel else ()), *shape, dtype=torch.complex64)
-        parameters = [*physics.parameters(), *physics.buffers()] if hasattr(physics, "buffers") else []
-        device = parameters[0].device if parameters else torch.device("cpu")
+        held = [*physics.parameters(), *physics.buffers()] if hasattr(physics, "buffers") else []
+        device = held[0].device if held else torch.device("cpu")
         try:
             with torch.no_grad():
                 measured = physics.B(probe.to(device))

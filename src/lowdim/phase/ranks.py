@@ -153,7 +153,7 @@ def _fitting(size: int, problem: Problem) -> tuple[int, ...]:
     """Return equal ranks, cut to what images, frames and measurements allow."""
     image = [min(size, n) for n in problem.A.image_shape]
     frames = min(size, problem.frames, prod(image), problem.A.samples)
-    return tuple(min(r, prod(image) // r * frames) for r in image) + (frames,)
+    return (*(min(r, prod(image) // r * frames) for r in image), frames)
 
 
 def _unknowns(ranks: Sequence[int], problem: Problem) -> int:
