@@ -228,7 +228,7 @@ def _made(page: Page, report: Mapping[str, Any]) -> None:
     facts: list[tuple[str, Any]] = [
         (title, ", ".join(map(str, value)) if isinstance(value, list) else value)
         for key, title in SETTINGS.items()
-        if (value := settings.get(key)) is not None
+        if (value := settings.get(key)) is not None and (key != "loss" or report["task"] == "classification")
     ]
     facts += [
         (title, report[key])

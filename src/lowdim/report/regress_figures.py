@@ -33,7 +33,7 @@ def maps(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
     figure = make_subplots(
         rows=rows,
         cols=columns,
-        subplot_titles=[_safe(one["title"]) for one in record],
+        subplot_titles=[_safe(one["title"]) if len(record) > 1 else "" for one in record],
         horizontal_spacing=0.06,
         vertical_spacing=0.12,
     )
@@ -105,8 +105,12 @@ def curve(report: Mapping[str, Any]) -> Figure | None:
             marker={"size": 9 if chosen else 6},
             hovertemplate="penalty %{x:.3g}: %{y:.4g}<extra>" + label + "</extra>",
         )
-    positive = all(alpha > 0 for _, alpha, _ in rows)
-    figure.update_xaxes(title_text="Penalty", type="log" if positive else "linear")
+    alphas = [alpha for _, alpha, _ in rows]
+    if min(alphas) > 0:
+        figure.update_xaxes(type="log", tickformat=".1g")
+        if max(alphas) >= 10 * min(alphas):
+            figure.update_xaxes(dtick=1)
+    figure.update_xaxes(title_text="Penalty")
     figure.update_yaxes(title_text="Loss on held-out samples")
     figure.update_layout(showlegend=len(ranks) > 1)
     return figure
@@ -158,6 +162,7 @@ def confusion(report: Mapping[str, Any]) -> Figure | None:
         text=record["counts"],
         texttemplate="%{text}",
         colorscale="Blues",
+        zmin=0,
         showscale=False,
         hovertemplate="true %{y}, predicted %{x}: %{z}<extra></extra>",
     )
