@@ -1,4 +1,4 @@
-"""Film: sequences of images as people have them, read as gray frames between 0 and 1."""
+"""Film: sequences of images as people have them, read as gray frames."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def read_film(
     Returns
     -------
     ndarray of float64, shape (q, h, w)
-        Gray values. Unsigned whole numbers, as images have, are divided by the largest of their type. Other
-        numbers are taken as they are if they lie within 0 to 1, and brought there by their smallest and
-        largest if they do not. Complex arrays stay complex, and as they are.
+        Gray values. Unsigned whole numbers, as images have, are divided by the largest of their type; other
+        numbers that exceed 1 by the largest of them. Nothing is added, for that would change the ranks of the
+        film. Complex arrays stay complex, and as they are.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def _video(path: Path) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def _scaled(stack: np.ndarray, name: str) -> np.ndarray:
-    """Return gray values from 0 to 1."""
+    """Return gray values of at most 1."""
     kind = stack.dtype.kind
     film = stack.astype(np.complex128 if kind == "c" else np.float64)
     if film.ndim == 4:  # an alpha channel is left aside
@@ -206,10 +206,7 @@ def _scaled(stack: np.ndarray, name: str) -> np.ndarray:
         return film
     if kind in "ub":
         return film / (np.iinfo(stack.dtype).max if kind == "u" else 1.0)
-    low, high = float(film.min()), float(film.max())
-    if low >= 0 and high <= 1 and kind == "f":
-        return film
-    return (film - low) / (high - low) if high > low else np.zeros_like(film)
+    return film / max(float(np.abs(film).max()), 1.0)
 
 
 def _resized(film: np.ndarray, size: tuple[int, int]) -> np.ndarray:

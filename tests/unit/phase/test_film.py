@@ -1,4 +1,4 @@
-"""Films are read from what people have, as gray values from 0 to 1."""
+"""Films are read from what people have, as gray values of at most 1."""
 
 import sys
 
@@ -30,9 +30,10 @@ def test_arrays_are_scaled_by_their_type(tmp_path):
         (levels(np.uint16), levels() / 65535),
         (levels() > 100, (levels() > 100).astype(float)),
         (levels() / 1000, levels() / 1000),
-        (levels(np.int64) - 50, levels() / 199),
-        (3.0 * levels(), levels() / 199),
-        (np.full((Q, H, W), 7.0), np.zeros((Q, H, W))),
+        (levels(np.int64) - 50, (levels() - 50.0) / 149),
+        (-3.0 * levels(), levels() / -199),
+        (0.5 - levels() / 255, 0.5 - levels() / 255),
+        (np.zeros((Q, H, W)), np.zeros((Q, H, W))),
     ):
         np.save(path, stack)
         film = read_film(path)
