@@ -8,8 +8,10 @@ import re
 import sys
 from pathlib import Path
 
+from sklearn.base import BaseEstimator
+
 import lowdim.algebra
-from lowdim import track
+from lowdim import regress, track
 from lowdim.algebra import Operator, solve
 from lowdim.claims import find, registered
 from lowdim.track import StreamingSubspace
@@ -78,3 +80,12 @@ def test_every_streaming_tracker_obeys_the_laws(monkeypatch):
     } - {StreamingSubspace}
     assert len(trackers) >= 4
     assert trackers == covered
+
+
+def test_every_tensor_estimator_obeys_the_laws(monkeypatch):
+    entries = table("test_regress", "ESTIMATORS", monkeypatch)
+    covered = {type(estimator) for estimator, *_ in entries.values()}
+    offered = {getattr(regress, name) for name in regress.__all__}
+    estimators = {thing for thing in offered if inspect.isclass(thing) and issubclass(thing, BaseEstimator)}
+    assert len(estimators) >= 4
+    assert estimators == covered
