@@ -28,8 +28,8 @@ recording = simulate(film, kind="gaussian", measurements=0.25, noise=0.01, seed=
 
 # %%
 # Three recoveries: as one tensor of low Tucker rank, as frames in a space of three dimensions, and frame by
-# frame. The last explains all magnitudes and is wrong: there are fewer of them than pixels. The tensor has 736
-# unknowns for 4,000 magnitudes, the space 1,320.
+# frame. The last explains all magnitudes and is wrong: there are fewer of them than pixels. The tensor has
+# 736 unknowns for 4,000 magnitudes, the space 1,320.
 
 recovered = {
     "Tucker": recover(recording, ranks=(8, 8, 4)),
