@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils import check_random_state, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -220,6 +221,11 @@ class TensorClassifier(ClassifierMixin, TensorModel):
         scores, _ = self._scores(X)
         best = (scores[:, 0] > 0).long() if len(self.classes_) == 2 else scores.argmax(1)
         return self.classes_[best.cpu().numpy()]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of labels y that are predicted, of samples X with weights sample_weight."""
+        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
 
     @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> Any:

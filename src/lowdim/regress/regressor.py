@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from torch import Tensor
 
@@ -178,6 +179,14 @@ class TensorRegressor(RegressorMixin, TensorModel):
         scores, tensor = self._scores(X)
         found = scores[:, 0] if np.ndim(self.intercept_) == 0 else scores
         return found if tensor else found.cpu().numpy()
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the explained share of the variance of y, R^2, of samples X with weights sample_weight."""
+        predicted = self.predict(X)
+        if isinstance(predicted, Tensor):
+            predicted = predicted.cpu().numpy()
+        y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
+        return float(r2_score(y, predicted, sample_weight=sample_weight))
 
 
 def check_determined(estimator: Any, alpha: float, ranks: Ranks, grid: Grid, N: int) -> None:

@@ -101,6 +101,7 @@ def test_tensors_are_answered_with_tensors():
     assert isinstance(model.predict_proba(torch.as_tensor(X)), torch.Tensor)
     assert model.predict_log_proba(torch.as_tensor(X)).shape == (200, 2)
     np.testing.assert_array_equal(model.predict(torch.as_tensor(X)), plain.predict(X))
+    assert model.score(torch.as_tensor(X), torch.as_tensor(y)) == plain.score(X, y)
 
 
 def test_warnings():

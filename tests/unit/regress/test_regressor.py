@@ -106,6 +106,7 @@ def test_tensors_are_answered_with_tensors(data):
     np.testing.assert_allclose(model.coef_, plain.coef_)
     found = model.predict(torch.as_tensor(X))
     assert isinstance(found, torch.Tensor)
+    assert model.score(torch.as_tensor(X), torch.as_tensor(y)) == pytest.approx(plain.score(X, y))
     np.testing.assert_allclose(found.numpy(), plain.predict(X))
     half = TensorRegressor(2).fit(torch.as_tensor(X).bfloat16(), torch.as_tensor(y))
     assert half.predict(torch.as_tensor(X).bfloat16()).dtype == torch.float32
