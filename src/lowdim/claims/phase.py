@@ -266,7 +266,9 @@ def ranks(trial: Trial) -> Measurement:
         drawn = [int(rank) for rank in np.random.default_rng(seed).integers(2, 6, 3)]
         true = tuple(min(rank, int(np.prod(drawn)) // rank) for rank in drawn)
         A, y, _ = planted(seed, 0.75, ranks=(true[0], true[1], true[2]), noise=0.01)
-        found = TuckerPhaseRetrieval("auto").fit(A, y).choice_.ranks
+        choice = TuckerPhaseRetrieval("auto").fit(A, y).choice_
+        assert choice is not None
+        found = choice.ranks
         details[f"seed {seed}"] = {"true": true, "found": found}
         right += found == true
     return Measurement(right, details)
@@ -324,7 +326,7 @@ def video(trial: Trial) -> Measurement:
     statement="On the same, the better of ranks (8, 8, 3) and (12, 12, 5) over the best AltMinLowRaP of "
     "ranks 1, 3, 5: ratio of errors",
     source=PAPER,
-    setting=f"{VIDEO}. AltMinLowRaP from its own start; with our starts in the details.",
+    setting=f"{VIDEO}. AltMinLowRaP from its own start, on the first seed also from ours.",
     paper="better when measurements are few (abstract)",
     at_most=0.65,
     seeds=(0, 1, 2),
@@ -333,26 +335,21 @@ def video_best(trial: Trial) -> Measurement:
     data = _photographed(trial.seed, 0.25)
     ours = {str(size): tucker(*data, ranks=size)["error"] for size in ((8, 8, 3), (12, 12, 5))}
     theirs = {f"rank {rank}": low_rank(*data, rank)["error"] for rank in (1, 3, 5)}
-    helped = {
-        f"rank {rank}, our starts": low_rank(*data, rank, init="auto", n_init=4)["error"]
-        for rank in (1, 3, 5)
-    }
-    return Measurement(min(ours.values()) / min(theirs.values()), {**ours, **theirs, **helped})
+    if trial.seed == 0 and not trial.quick:
+        theirs |= {f"rank {rank}, grown": low_rank(*data, rank, init="grow")["error"] for rank in (3, 5)}
+    return Measurement(min(ours.values()) / min(theirs.values()), {**ours, **theirs})
 
 
 @claim(
     "phase.over-determined",
-    statement="With twice as many measurements as pixels: error of ranks (16, 16, 6) over that of the best"
-    " AltMinLowRaP of ranks 3, 5, 7 (not gated: it depends on the ranks)",
+    statement="With more measurements than pixels: error of ranks (16, 16, 6) over that of the better"
+    " AltMinLowRaP of ranks 3 and 5 (not gated: it depends on the ranks)",
     source=PAPER,
-    setting=f"{VIDEO}, 2 n measurements. AltMinLowRaP from our starts.",
+    setting=f"{VIDEO}, 1.5 n measurements. Both grown, 20 sweeps with the final ranks.",
     paper="better if the Tucker ranks suit the data (abstract)",
 )
 def over_determined(trial: Trial) -> Measurement:
-    data = _photographed(trial.seed, 2.0)
-    ours = tucker(*data, ranks=(16, 16, 6), max_iter=30)["error"]
-    theirs = {
-        f"rank {rank}": low_rank(*data, rank, init="auto", n_init=2, max_iter=40)["error"]
-        for rank in (3, 5, 7)
-    }
+    data = _photographed(trial.seed, 1.5)
+    ours = tucker(*data, ranks=(16, 16, 6), init="grow", n_init=1, max_iter=20)["error"]
+    theirs = {f"rank {rank}": low_rank(*data, rank, init="grow", max_iter=20)["error"] for rank in (3, 5)}
     return Measurement(ours / min(theirs.values()), {"tucker": ours, **theirs})

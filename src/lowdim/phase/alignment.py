@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowdim.errors import ShapeError
 
-__all__ = ["align", "phase", "phase_distance", "relative_error", "smooth_phases"]
+__all__ = ["align", "phase", "phase_distance", "relative_error", "smooth_phases", "turned"]
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -34,8 +34,31 @@ def phase(z: Tensor) -> Tensor:
     """
     if not z.is_complex():
         return torch.where(z < 0, -1.0, 1.0).to(z.dtype)
-    size = z.abs()
-    return torch.where(size == 0, torch.ones_like(z), z / torch.where(size == 0, torch.ones_like(size), size))
+    return torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
+
+
+def turned(y: Tensor, z: Tensor) -> Tensor:
+    """Return ``y ph(z)`` entry by entry, faster than by `phase`; where z is a real -0 it counts as negative.
+
+    Parameters
+    ----------
+    y : Tensor
+        Magnitudes.
+    z : Tensor
+        Real or complex, of a shape that y broadcasts to.
+
+    Returns
+    -------
+    Tensor
+
+    Examples
+    --------
+    >>> turned(torch.tensor([1.0, 2.0]), torch.tensor([-5.0, 0.0]))
+    tensor([-1.,  2.])
+    """
+    if not z.is_complex():
+        return torch.copysign(y, z)
+    return y * torch.where(z == 0, torch.ones_like(z), torch.sgn(z))
 
 
 def align(x: Array, ref: Array, *, dim: int | tuple[int, ...] = -1) -> Array:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowdim.algebra.solve import cgls
 from lowdim.algebra.tensors import mode_product, unfold
-from lowdim.phase.alignment import phase
+from lowdim.phase.alignment import turned
 from lowdim.phase.coefficients import ridge_of
 from lowdim.phase.measurement import DenseMeasurement, Measurement
 from lowdim.phase.video import Video
@@ -62,6 +62,8 @@ class Targets:
 class Blocks(Protocol):
     """One way to run a sweep."""
 
+    targets: Targets
+
     def columns(self, video: Video) -> Iterator[tuple[slice, Tensor]]:
         """Yield parts of the frames with ``M_k = A_k W``, (q or 1, m, rf)."""
 
@@ -83,7 +85,10 @@ class DenseBlocks:
     """
 
     def __init__(self, A: DenseMeasurement, targets: Targets, *, chunk_bytes: int) -> None:
+        # Strides are free: with its first mode last in memory A meets that mode's factor in one product.
+        fits = A.A.numel() * A.A.element_size() <= chunk_bytes
         self.A, self.targets, self.chunk_bytes = A.A, targets, chunk_bytes
+        self.turned = A.A.movedim(2, -1).contiguous().movedim(-1, 2) if fits and A.A.ndim > 3 else A.A
         self.q = len(targets.y)
 
     def columns(self, video: Video) -> Iterator[tuple[slice, Tensor]]:
@@ -105,12 +110,12 @@ class DenseBlocks:
             f = refresh(M, part)
             v = (M @ f.to(M.dtype).unsqueeze(-1)).squeeze(-1)
             coef.append(f)
-            goal.append(targets.y[part] * phase(v))
+            goal.append(turned(targets.y[part], v))
             heads = (f @ core.mT).reshape(-1, *video.ranks[:-1])
             system.add(self._rows(T, heads, 0), goal[-1], part)
         video.coef = torch.cat(coef)
         self._renew(video, 0, system)
-        prefixes = [self._of(part) for part in parts]
+        prefixes = [self._of(part, self.turned) for part in parts]
         for mode in range(1, d):
             system = _System(targets, shape=video.factors[mode].shape)
             for i, part in enumerate(parts):
@@ -168,14 +173,12 @@ class DenseBlocks:
     @staticmethod
     def _contract(T: Tensor, factor: Tensor, axis: int) -> Tensor:
         factor = factor.to(T.dtype)
-        if axis == T.ndim - 1:
-            return T @ factor
-        lead, n, tail = T.shape[:axis], T.shape[axis], T.shape[axis + 1 :]
-        flat = T.reshape(lead.numel(), n, tail.numel())
-        return (factor.mT @ flat).reshape(*lead, factor.shape[-1], *tail)
+        # One large product, for which the axis has to stand last: many small ones take several times as long.
+        return (T.movedim(axis, -1) @ factor).movedim(-1, axis)
 
-    def _of(self, part: slice) -> Tensor:
-        return self.A if len(self.A) == 1 else self.A[part]
+    def _of(self, part: slice, A: Tensor | None = None) -> Tensor:
+        A = self.A if A is None else A
+        return A if len(A) == 1 else A[part]
 
     def _parts(self, video: Video) -> Iterator[slice]:
         """Yield slices of the frames whose intermediate results fit the budget."""
@@ -220,7 +223,7 @@ class OperatorBlocks:
         ((part, M),) = self.columns(video)
         video.coef = refresh(M, part)
         v = (M @ video.coef.to(M.dtype).unsqueeze(-1)).squeeze(-1)
-        goal = self.targets.scaled(self.targets.y * phase(v))
+        goal = self.targets.scaled(turned(self.targets.y, v))
         for mode in range(len(video.factors)):
             self._factor(video, mode, goal)
         if len(video.factors) > 1:  # a matrix has no core of its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowdim.phase.alignment import phase
+from lowdim.phase.alignment import turned
 from lowdim.phase.wirtinger import rwf
 
 __all__ = ["coefficients", "ridge_of"]
@@ -80,13 +80,13 @@ def coefficients(
     if fresh or start is None:
         starts.append(rwf(M, y, max_iter=max_iter, real=real))
     starts.extend([] if others is None else others)
-    f = torch.stack(starts)
+    # One column per start, so that all of them share one product with M.
+    f = torch.stack(starts, -1)
+    data = y.unsqueeze(-1)
     for _ in range(n_refine):
-        v = (M @ f.to(M.dtype).unsqueeze(-1)).squeeze(-1)
-        pull = M.mH @ (y * phase(v)).unsqueeze(-1)
-        pull = pull.real if real else pull
-        f = torch.cholesky_solve(pull, chol.expand(*pull.shape[:2], -1, -1)).squeeze(-1)
-    if len(f) == 1:
-        return f[0]
-    misfit = ((M @ f.to(M.dtype).unsqueeze(-1)).squeeze(-1).abs() - y).square().sum(-1)
-    return f[misfit.argmin(0), torch.arange(len(y), device=y.device)]
+        pull = M.mH @ turned(data, M @ f.to(M.dtype))
+        f = torch.cholesky_solve(pull.real if real else pull, chol.expand(len(y), -1, -1))
+    if f.shape[-1] == 1:
+        return f[..., 0]
+    misfit = ((M @ f.to(M.dtype)).abs() - data).square().sum(-2)
+    return f.take_along_dim(misfit.argmin(-1)[:, None, None], -1)[..., 0]

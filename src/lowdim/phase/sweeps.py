@@ -263,10 +263,10 @@ def sweep(
     losses: list[float] = []
     reason: Reason = "steps"
     ridge = 0.0
+    blocks = _blocks(problem, video, Targets(problem.y, None, problem.real), options)
     for step in range(options.max_iter):
         targets = Targets(problem.y, None if weights is None else weights.sqrt(), problem.real, ridge)
-        blocks = _blocks(problem, video, targets, options)
-
+        blocks.targets = targets
         refresh = _Refresh(targets, options, video.coef if known or step else None, None)
         if step < options.fresh:
             shape = (options.tries - 1, *video.coef.shape)

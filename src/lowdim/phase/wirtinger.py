@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lowdim.errors import DataError, ShapeError
-from lowdim.phase.alignment import phase
+from lowdim.phase.alignment import turned
 
 __all__ = ["rwf", "spectral_start"]
 
@@ -90,7 +90,7 @@ def rwf(
     z = spectral_start(A, y, trunc=trunc, real=real) if start is None else start
     for _ in range(max_iter):
         v = (A @ z.to(A.dtype).unsqueeze(-1)).squeeze(-1)
-        pull = (A.mH @ (v - y * phase(v)).unsqueeze(-1)).squeeze(-1)
+        pull = (A.mH @ (v - turned(y, v)).unsqueeze(-1)).squeeze(-1)
         z = z - rate / m * (pull.real if real else pull)
     return z
 
