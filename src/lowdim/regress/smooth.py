@@ -17,7 +17,7 @@ from lowdim.regress.lbfgs import Minimum, minimize
 from lowdim.regress.losses import LOSSES
 from lowdim.regress.samples import Samples
 from lowdim.regress.squared import Fit
-from lowdim.regress.starts import aligned_cp, gaussian, orthonormal_tucker
+from lowdim.regress.starts import aligned_cp, bounded, gaussian, orthonormal_tucker
 
 __all__ = ["Objective", "fit_smooth"]
 
@@ -198,7 +198,7 @@ def _start(
     share = torch.einsum("bn,bnk->bk", weights, targets.expand(B, -1, -1))
     base = share.unsqueeze(1) if center else 0
     D = weights.unsqueeze(-1) * (targets - base)
-    M = samples.moment(D.transpose(0, 1).reshape(N, B * K)).T.reshape(B, K, *shape)
+    M = bounded(samples.moment(D.transpose(0, 1).reshape(N, B * K))).T.reshape(B, K, *shape)
     if not first:
         M = gaussian(M.shape, random, M)
     if not rank:

@@ -18,7 +18,7 @@ from lowdim.regress.matrix import MatrixSweep
 from lowdim.regress.relax import Problems, Relaxed, Sweep, relax, shrink, steady
 from lowdim.regress.ridge import solve_positive
 from lowdim.regress.samples import Samples
-from lowdim.regress.starts import dense, gaussian, leading
+from lowdim.regress.starts import bounded, dense, gaussian, leading
 from lowdim.regress.tucker import TuckerSweep
 
 __all__ = ["Fit", "fit_squared"]
@@ -161,20 +161,20 @@ def _vector(samples: Samples, problems: Problems, at: int) -> Fit:
     N, p = samples.count, samples.grid.size
     z = samples.moment(s.unsqueeze(1)).T if problems.center else samples.moment(s.unsqueeze(1)).T * 0
     root = s.sqrt().unsqueeze(1)
-    right = samples.moment((s * y).unsqueeze(1))
+    right = bounded(samples.moment((s * y).unsqueeze(1)))
     if p <= N:
         G = torch.zeros(1, p, p, dtype=torch.float64, device=samples.device)
         for rows, piece in samples.pieces():
             A = (piece.double() - z) * root[rows]
             G[0] += A.mT @ A
-        v = solve_positive(G, (right - z.T * (s * y).sum())[None], alpha)[0]
+        v = solve_positive(bounded(G), (right - z.T * (s * y).sum())[None], alpha)[0]
     else:
         K = torch.zeros(1, N, N, dtype=torch.float64, device=samples.device)
         for rows, piece in samples.pieces():
             A = (piece.double() - z) * root[rows]
             for columns, other in samples.pieces():
                 K[0, rows, columns] = A @ ((other.double() - z) * root[columns]).mT
-        u = solve_positive(K, (root * y.unsqueeze(1))[None], alpha)[0] * root
+        u = solve_positive(bounded(K), (root * y.unsqueeze(1))[None], alpha)[0] * root
         v = samples.moment(u) - z.T * u.sum()
     scores = samples.against(v)[:, 0] - (z @ v)[0, 0]
     objective = float((s * (y - scores).square()).sum() + alpha[0] * v.square().sum())
@@ -213,7 +213,7 @@ def _begin(
     d, tucker = len(shape), len(ranks[0]) > 1
     each = [r if tucker else r * d for r in ranks]
     widest = tuple(max(r[k] for r in each) for k in range(d))
-    M = samples.moment((problems.weights * problems.y).T).T.reshape(-1, *shape)
+    M = bounded(samples.moment((problems.weights * problems.y).T)).T.reshape(-1, *shape)
     first = leading(M, widest, random)
     drawn = [[gaussian(factor.shape, random, factor) for factor in first] for _ in range(n_init - 1)]
     factors = [torch.cat(parts) for parts in zip(first, *drawn, strict=True)]

@@ -9,11 +9,39 @@ import torch
 from torch import Tensor
 
 from lowdim.algebra.tensors import CP, Tucker, khatri_rao, mode_product, unfold
+from lowdim.errors import DataError
 
-__all__ = ["aligned_cp", "dense", "gaussian", "leading", "orthonormal_tucker"]
+__all__ = ["aligned_cp", "bounded", "dense", "gaussian", "leading", "orthonormal_tucker"]
 
 ALIGNING = 20
 """Sweeps of alternating least squares on the moment tensor."""
+
+
+LARGEST = 1e150
+"""Size from which on squares leave the range of double precision."""
+
+
+def bounded(M: Tensor) -> Tensor:
+    """Return sums over samples as they are, if their squares can be computed with.
+
+    Parameters
+    ----------
+    M : Tensor
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    DataError
+        If X or y hold numbers that are too large.
+    """
+    if not bool((M.abs() < LARGEST).all()):
+        raise DataError(
+            "fit: the numbers of X and y are so large that their squares overflow. Divide them by their size."
+        )
+    return M
 
 
 def gaussian(shape: Sequence[int], random: np.random.RandomState, like: Tensor) -> Tensor:

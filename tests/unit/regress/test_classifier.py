@@ -124,5 +124,7 @@ def test_refusals():
         TensorClassifier(1).fit(np.where(X > 3, np.nan, X), y)
     with pytest.raises(ShapeError, match="minimum of 2 is required"):
         TensorClassifier(1).fit(X[:1], y[:1])
+    with pytest.raises(DataError, match="their squares overflow"):
+        TensorClassifier(1).fit(1e200 * X, y)
     with pytest.raises(NotFittedError):
         TensorClassifier(1).predict(X)

@@ -209,6 +209,15 @@ def test_numbers_that_cannot_be_used(data, kind, tmp_path):
         model.predict(given(np.ascontiguousarray(X[:, :, :4])))
 
 
+@pytest.mark.parametrize(("x", "t"), [(1e200, 1.0), (1.0, 1e200)])
+@pytest.mark.parametrize("flat", [False, True])
+def test_numbers_whose_squares_overflow(data, x, t, flat):
+    X, y, _ = data
+    X = X.reshape(150, -1) if flat else X
+    with pytest.raises(DataError, match=r"so large that their squares overflow\. Divide them by their size"):
+        TensorRegressor(2).fit(x * X, t * y)
+
+
 def test_other_refusals(data):
     X, y, _ = data
     with pytest.raises(DataError, match="Complex data not supported"):
