@@ -20,9 +20,9 @@ class MatrixSweep:
     With U, V orthonormal bases of the column and row space of W, the tangent space of the matrices of this
     rank holds ``T = A' V^T + U P^T`` with ``P^T V = 0``, and ``||T||^2 = ||A'||^2 + ||P||^2``. The best T is
     an ordinary ridge regression on both contractions of X at once; its best approximation of the rank
-    follows by a small SVD ([1]_ algorithm 1), and A is solved for once more with V held fixed. Where samples
-    suffice this converges quadratically, where block relaxation is linear. A step that does not lower the
-    objective is replaced by one of block relaxation, which always does.
+    follows by a small SVD (after [1]_, whose retraction is another one), and A is solved for once more with
+    V held fixed. Where samples suffice this converges quadratically, where block relaxation is linear. A
+    step that does not lower the objective is replaced by one of block relaxation, which always does.
 
     The state is A, V, the contraction of X with V, and the objective.
 

@@ -25,10 +25,13 @@ class TensorRegressor(RegressorMixin, TensorModel):
     r"""Regression on images, volumes and other arrays, with coefficients of low tensor rank.
 
     Minimizes ``sum_i s_i (y_i - b - <W, X_i>)^2 + alpha pen(W)`` over coefficients ``W = sum_r w1_r o ... o
-    wd_r`` (CP) or ``W = G x1 F1 ... xd Fd`` (Tucker) by block relaxation ([1]_ section 3.2): R (n1 + ... +
-    nd) numbers in place of n1 n2 ... nd. ``s_i`` are the sample weights, scaled to sum 1. The penalty is
-    ``||W||^2``; for CP forms of three and more modes ``sum_r ||w1_r o ... o wd_r||^2``, which keeps terms
-    from growing against one another.
+    wd_r`` (CP) or ``W = G x1 F1 ... xd Fd`` (Tucker): R (n1 + ... + nd) numbers in place of n1 n2 ... nd.
+    ``s_i`` are the sample weights, scaled to sum 1. The penalty is ``||W||^2``; for CP forms of three and
+    more modes ``sum_r ||w1_r o ... o wd_r||^2``, which keeps terms from growing against one another.
+
+    With three and more modes (and with ``alpha=0``) the factors are relaxed in turn, each by exact least
+    squares ([1]_ section 3.2). Matrices, of which both forms are the same, are found by Gauss-Newton steps
+    on the tangent space of the matrices of their rank (after [2]_), which needs fewer sweeps.
 
     Parameters
     ----------
@@ -79,6 +82,8 @@ class TensorRegressor(RegressorMixin, TensorModel):
     ----------
     .. [1] H. Zhou, L. Li, H. Zhu, "Tensor regression with applications in neuroimaging data analysis",
        JASA 108, 2013.
+    .. [2] Y. Luo, W. Huang, X. Li, A. Zhang, "Recursive importance sketching for rank constrained least
+       squares", Oper. Res. 72, 2024.
 
     Examples
     --------
