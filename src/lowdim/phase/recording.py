@@ -40,7 +40,7 @@ class Recording:
         Magnitudes, one row per frame.
     image_shape : sequence of int, optional
         Of one frame; needed where A ends in one axis of all pixels, and by a probe.
-    A : array-like, shape (q, m, *image), (m, *image), (q, m, n) or (m, n), optional
+    A : array-like, shape (q, m, ...), (m, ...), (q, m, n) or (m, n), optional
         Rows are the conjugated measurement vectors; without the axis of frames, for all of them.
     masks : array-like, shape (L, h, w) or (q, L, h, w), optional
         Complex masks before a Fourier transform, see `CodedDiffraction`.
@@ -50,7 +50,7 @@ class Recording:
         Complex illumination, see `Ptychography`.
     positions : array-like of int, shape (P, 2), optional
         Of the probe's upper left corner.
-    frames : array-like, shape (q, *image), optional
+    frames : array-like, shape (q, ...), optional
         The truth, where it is known: recovered frames are compared with it, and it is used for nothing else.
     weights : array-like, shape (q, m), optional
         Of the measurements, >= 0; 0 leaves one out.

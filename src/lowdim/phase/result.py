@@ -33,7 +33,7 @@ class PhaseResult:
 
     Parameters
     ----------
-    frames : ndarray, shape (q, *image)
+    frames : ndarray, shape (q, ...)
         Real or complex. Each is known up to a unit factor, which is chosen so that it is as near as can be to
         the frame before.
     model : estimator or None
