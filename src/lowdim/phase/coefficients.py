@@ -34,7 +34,7 @@ def coefficients(
     start: Tensor | None = None,
     fresh: bool = True,
     others: Tensor | None = None,
-    max_iter: int = 50,
+    max_iter: int = 10,
     n_refine: int = 10,
     ridge: float = 0.0,
     real: bool = False,
@@ -56,7 +56,7 @@ def coefficients(
     others : Tensor, shape (k, q, r), optional
         Further starts, of any size: few measurements leave local minima.
     max_iter : int
-        Steps of the Wirtinger flow.
+        Steps of the Wirtinger flow; few, since what follows converges faster (50 found no more videos).
     n_refine : int
         Rounds from each start.
     ridge : float

@@ -30,6 +30,9 @@ UNKNOWNS = 4000
 FITTED = 1e-3
 """Loss below which no further start is tried: 3 % of the magnitudes are unexplained."""
 
+NEAR = 1e-4
+"""Loss below which coefficients only go on from where they are: fresh starts would end there, too."""
+
 SPECTRAL = ("joint", "grow", "frame")
 """Starts from spectra, in the order in which they are tried."""
 
@@ -268,7 +271,7 @@ def sweep(
         targets = Targets(problem.y, None if weights is None else weights.sqrt(), problem.real, ridge)
         blocks.targets = targets
         refresh = _Refresh(targets, options, video.coef if known or step else None, None)
-        if step < options.fresh:
+        if step < options.fresh and (not losses or losses[-1] > NEAR):
             shape = (options.tries - 1, *video.coef.shape)
             draws = gaussian(shape, seed=generator, dtype=problem.dtype, device=problem.A.device)
             refresh = replace(refresh, others=draws)
