@@ -54,7 +54,7 @@ FileArgument = Annotated[
     Path,
     typer.Argument(
         metavar="FILE.npz",
-        help="Arrays y (magnitudes, frames x measurements) or intensities; A, or masks [kept], or probe and "
+        help="Arrays y (magnitudes, frames x measurements) or intensities; A, or masks (and kept), or probe and "
         "positions; image_shape; if known, frames (the truth) and weights.",
         show_default=False,
     ),
