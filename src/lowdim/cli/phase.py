@@ -54,8 +54,8 @@ FileArgument = Annotated[
     Path,
     typer.Argument(
         metavar="FILE.npz",
-        help="Arrays y (magnitudes, frames x measurements) or intensities; A, or masks (and kept), or probe and "
-        "positions; image_shape; if known, frames (the truth) and weights.",
+        help="Arrays y (magnitudes, frames x measurements) or intensities; A, or masks (and kept), or probe "
+        "and positions; image_shape; if known, frames (the truth) and weights.",
         show_default=False,
     ),
 ]
