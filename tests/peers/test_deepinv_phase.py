@@ -1,4 +1,4 @@
-"""Physics of deepinv are taken as they are (deepinv comes with no extra of lowdim yet: pip install deepinv)."""
+"""Physics of deepinv are taken as they are (no extra of lowdim brings it yet: pip install deepinv)."""
 
 import pytest
 import torch

@@ -16,7 +16,6 @@ from lowdim.phase.ranks import RankChoice, choose_ranks
 from lowdim.phase.recording import Recording
 from lowdim.phase.single import frame_by_frame
 from lowdim.phase.sweeps import Options
-from lowdim.phase.threads import few_threads
 from lowdim.phase.tucker import TuckerPhaseRetrieval
 
 __all__ = ["METHODS", "STEPS", "Fitted", "Method", "Settings", "choose", "fit"]
@@ -154,8 +153,7 @@ def choose(
     """
     options = Options(max_iter=settings.steps, robust=settings.robust)
     problem = settings.problem(recording, where)
-    with few_threads(_numbers(problem)):
-        return choose_ranks(problem, options, seed=settings.seed, callback=callback)
+    return choose_ranks(problem, options, seed=settings.seed, callback=callback)
 
 
 def fit(recording: Recording, settings: Settings, *, where: str, callback: Callback | None = None) -> Fitted:
@@ -175,10 +173,9 @@ def fit(recording: Recording, settings: Settings, *, where: str, callback: Callb
     Fitted
     """
     problem = settings.problem(recording, where)
-    with few_threads(_numbers(problem)):
-        if settings.method == "rwf":
-            return _single(problem, settings, callback)
-        return _fitted(problem, recording, settings, callback)
+    if settings.method == "rwf":
+        return _single(problem, settings, callback)
+    return _fitted(problem, recording, settings, callback)
 
 
 def _fitted(problem: Problem, recording: Recording, settings: Settings, callback: Callback | None) -> Fitted:
@@ -219,10 +216,6 @@ def _single(problem: Problem, settings: Settings, callback: Callback | None) -> 
     loss = float((w * misfit.square()).sum() / (w * y.square()).sum().clamp(min=torch.finfo(y.dtype).tiny))
     weights = None if problem.weights is None else problem.weights.numpy()
     return Fitted(frames.numpy(), None, [loss], None, weights)
-
-
-def _numbers(problem: Problem) -> int:
-    return problem.y.numel() * problem.A.pixels
 
 
 def _is_whole(value: Any) -> bool:

@@ -13,7 +13,10 @@ from torch import Tensor
 from lowdim.errors import DataError, ShapeError
 from lowdim.phase.measurement import Measurement, measurement_of
 
-__all__ = ["Problem"]
+__all__ = ["SMALL", "Problem"]
+
+SMALL = 10_000_000
+"""Entries of all matrices A_k from which on several threads gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,11 @@ class Problem:
     def frames(self) -> int:
         """Number q of frames."""
         return len(self.y)
+
+    @property
+    def entries(self) -> int:
+        """Frames times measurements times pixels: entries of all matrices A_k, formed or not."""
+        return self.y.numel() * self.A.pixels
 
     @property
     def dtype(self) -> torch.dtype:

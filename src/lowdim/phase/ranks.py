@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lowdim.algebra.tensors import hosvd, unfold
-from lowdim.phase.problem import Problem
+from lowdim.phase.problem import SMALL, Problem
 from lowdim.phase.sweeps import Options, Outcome, solve, sweep
 from lowdim.phase.video import Video
+from lowdim.threads import few_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +91,13 @@ def choose_ranks(
     -------
     RankChoice
     """
+    with few_threads(problem.entries, small=SMALL):
+        return _choose(problem, options, seed=seed, callback=callback)
+
+
+def _choose(
+    problem: Problem, options: Options, *, seed: int, callback: Callable[[int, int, float], None] | None
+) -> RankChoice:
     rng = torch.Generator().manual_seed(seed)
     drawn = (torch.rand(problem.y.shape, generator=rng) < HELD_OUT).to(problem.y.device)
     hidden = drawn if problem.weights is None else drawn & (problem.weights > 0)

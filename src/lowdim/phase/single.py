@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lowdim.phase.diffraction import CodedDiffraction
 from lowdim.phase.measurement import DenseMeasurement, Measurement
-from lowdim.phase.problem import Problem
+from lowdim.phase.problem import SMALL, Problem
 from lowdim.phase.wirtinger import rwf
+from lowdim.threads import few_threads
 
 __all__ = ["frame_by_frame", "matrix_of"]
 
@@ -33,6 +34,13 @@ def frame_by_frame(
     -------
     Tensor, shape (q, *image)
     """
+    with few_threads(problem.entries, small=SMALL):
+        return _frame_by_frame(problem, max_iter=max_iter, callback=callback)
+
+
+def _frame_by_frame(
+    problem: Problem, *, max_iter: int, callback: Callable[[int, int], None] | None
+) -> Tensor:
     found, shared = [], None if problem.A.frames is not None else matrix_of(problem.A, 0)
     for k, y in enumerate(problem.y):
         M = matrix_of(problem.A, k) if shared is None else shared

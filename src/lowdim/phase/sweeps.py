@@ -19,8 +19,9 @@ from lowdim.phase.coefficients import coefficients
 from lowdim.phase.initial import frame_spectrum, joint_spectrum, spectral_weights
 from lowdim.phase.measurement import DenseMeasurement
 from lowdim.phase.outliers import biweights
-from lowdim.phase.problem import Problem
+from lowdim.phase.problem import SMALL, Problem
 from lowdim.phase.video import Video
+from lowdim.threads import few_threads
 
 __all__ = ["Options", "Outcome", "initial_video", "solve", "sweep"]
 
@@ -176,6 +177,20 @@ def solve(
     -------
     Outcome
     """
+    with few_threads(problem.entries, small=SMALL):
+        return _solve(problem, ranks, options, init=init, n_init=n_init, seed=seed, callback=callback)
+
+
+def _solve(
+    problem: Problem,
+    ranks: Sequence[int],
+    options: Options,
+    *,
+    init: str,
+    n_init: int,
+    seed: Seed,
+    callback: Callback | None,
+) -> Outcome:
     generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     kinds = _kinds(init, ranks)
     best: Outcome | None = None

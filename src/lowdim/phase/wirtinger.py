@@ -86,7 +86,7 @@ def rwf(
         raise DataError("rwf: y holds negative or infinite numbers or NaN. Give magnitudes |A x| >= 0.")
     m = A.shape[-2]
     gram = A.mH @ A / m
-    rate = step / torch.linalg.matrix_norm(gram.real if real else gram, ord=2).unsqueeze(-1)
+    rate = step / torch.linalg.eigvalsh(gram.real if real else gram)[..., -1:]
     z = spectral_start(A, y, trunc=trunc, real=real) if start is None else start
     for _ in range(max_iter):
         v = (A @ z.to(A.dtype).unsqueeze(-1)).squeeze(-1)

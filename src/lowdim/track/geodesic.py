@@ -18,12 +18,12 @@ from torch import Tensor
 from lowdim.algebra import Subspace
 from lowdim.errors import DataError, LowdimWarning, ShapeError
 from lowdim.store import read_model, write_model
+from lowdim.threads import few_threads
 from lowdim.track.curve import Curve
 from lowdim.track.majorize import Fit, coefficients, descend
 from lowdim.track.observations import Masked, Observations, Sampled
-from lowdim.track.panel import Clock, check_frames, check_rank, tensor_of, times_of
+from lowdim.track.panel import SMALL, Clock, check_frames, check_rank, tensor_of, times_of
 from lowdim.track.static import start_curve
-from lowdim.track.threads import few_threads
 
 __all__ = ["GeodesicSubspace"]
 
@@ -281,7 +281,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
             )
         self.clock_ = Clock(float(times.min()), float(times.max()))
         unit = tensor_of(self.clock_.unit(times), self.device).to(data.y.real.dtype)
-        with few_threads(len(unit) * self.n_features_in_):
+        with few_threads(len(unit) * self.n_features_in_, small=SMALL):
             fits = self._starts(data, unit, callback)
         best = min(fits, key=lambda fit: fit.loss)
         self._keep(best, unit)

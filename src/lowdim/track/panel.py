@@ -11,7 +11,10 @@ from torch import Tensor
 
 from lowdim.errors import DataError, RankError, ShapeError
 
-__all__ = ["Clock", "check_frames", "check_rank", "numbers", "tensor_of", "times_of"]
+__all__ = ["SMALL", "Clock", "check_frames", "check_rank", "numbers", "tensor_of", "times_of"]
+
+SMALL = 500_000
+"""Entries of the frames from which on several threads gain."""
 
 
 def check_frames(

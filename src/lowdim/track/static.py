@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lowdim.errors import DataError
 from lowdim.store import read_model, write_model
+from lowdim.threads import few_threads
 from lowdim.track.curve import Curve, polar
 from lowdim.track.observations import Masked, Observations
-from lowdim.track.panel import check_frames, check_rank, tensor_of
-from lowdim.track.threads import few_threads
+from lowdim.track.panel import SMALL, check_frames, check_rank, tensor_of
 
 __all__ = ["StaticSubspace", "alternate", "principal", "start_curve"]
 
@@ -233,7 +233,7 @@ class StaticSubspace(TransformerMixin, BaseEstimator):
         )
         if not self.ridge >= 0:
             raise DataError(f"{where}: ridge={self.ridge!r} must not be negative. The default is 1e-6.")
-        with few_threads(frames.size):
+        with few_threads(frames.size, small=SMALL):
             U, g, self.loss_ = alternate(_masked(frames, seen), self.n_components, ridge=self.ridge)
         # In the order in memory that `load` gives: the same numbers to the last digit.
         self.U_, self.coefficients_ = np.ascontiguousarray(U.numpy()), np.ascontiguousarray(g.numpy())

@@ -17,7 +17,6 @@ from lowdim.phase import (
     simulate,
     smooth_phases,
 )
-from lowdim.phase.threads import few_threads
 from lowdim.runs import atomic_json, read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::lowdim.errors.LowdimWarning")
@@ -64,8 +63,7 @@ def test_frames_are_found_and_their_quality_is_told(result, film, recording):
 
 
 def test_it_is_what_the_estimator_finds(result, recording):
-    with few_threads(0):
-        model = TuckerPhaseRetrieval(RANKS).fit(recording.A, recording.y)
+    model = TuckerPhaseRetrieval(RANKS).fit(recording.A, recording.y)
     np.testing.assert_array_equal(result.frames, smooth_phases(model.frames_))
 
 
@@ -95,8 +93,7 @@ def test_ranks_are_chosen_by_held_out_measurements(film):
     choice = result.report["choice"]
     assert result.report["ranks"] == choice["ranks"] == list(RANKS)
     assert len(choice["candidates"]) >= 3
-    with few_threads(0):
-        model = TuckerPhaseRetrieval("auto").fit(recording.A, recording.y)
+    model = TuckerPhaseRetrieval("auto").fit(recording.A, recording.y)
     assert model.choice_ == result.model.choice_
     np.testing.assert_array_equal(result.frames, smooth_phases(model.frames_))
     assert [phase for phase, *_ in told if phase == "choose"]

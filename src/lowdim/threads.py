@@ -9,21 +9,22 @@ from threadpoolctl import threadpool_limits
 
 __all__ = ["few_threads"]
 
-SMALL = 10_000_000
-"""Entries of all matrices A_k from which on several threads gain. Below, on two busy cores, waiting for each
-other made sweeps 4 to 20 times slower."""
-
 
 @contextmanager
-def few_threads(numbers: int) -> Iterator[None]:
+def few_threads(numbers: int, *, small: int) -> Iterator[None]:
     """Compute with one thread inside, if the problem is small; the caller's number comes back after.
+
+    Below some size, waiting for each other takes threads longer than the work, and on a busy machine many
+    times as long.
 
     Parameters
     ----------
     numbers : int
-        Frames times measurements times pixels.
+        Size of the problem.
+    small : int
+        Size from which on several threads gain.
     """
-    if numbers >= SMALL:
+    if numbers >= small:
         yield
         return
     with threadpool_limits(1):
