@@ -109,7 +109,7 @@ def test_parts_of_the_frames_give_what_all_at_once_do():
 
 
 def test_one_matrix_for_all_frames_is_that_matrix_for_each():
-    A, targets, video = setting()
+    A, _, video = setting()
     shared = DenseMeasurement(A.A[0], image_shape=(5, 4))
     each = DenseMeasurement(A.A[:1].expand(6, -1, -1, -1))
     goal = shared.magnitudes(video.frames()) + 0.1
