@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -32,6 +33,7 @@ __all__ = [
     "atomic_write",
     "digest",
     "file_digest",
+    "plain",
     "read_json",
     "read_tensors",
     "versions",
@@ -45,6 +47,32 @@ _VERSIONED = ("lowdim", "torch", "transformers", "safetensors", "numpy")
 _PART = ".part"
 _WORK = ".work"
 _AGAIN = "Delete this file and run again with --resume (it is made anew), or start over with --restart."
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON knows: numbers of Python, lists, NaN and infinity as None.
+
+    Parameters
+    ----------
+    value : object
+        Dictionaries, sequences, numbers of Python and numpy, arrays, strings.
+
+    Returns
+    -------
+    object
+
+    Examples
+    --------
+    >>> plain({"ranks": (8, 3), "gain": float("nan")})
+    {'ranks': [8, 3], 'gain': None}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # arrays and numbers of numpy, which is not imported here
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -424,8 +452,8 @@ class Run:
         wanted = {
             "format": FORMAT,
             "command": command,
-            "arguments": json.loads(json.dumps(dict(arguments))),
-            "seed": seed,
+            "arguments": plain(dict(arguments)),
+            "seed": plain(seed),
             "inputs": dict(inputs or {}),
         }
         try:

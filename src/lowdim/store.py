@@ -13,7 +13,7 @@ import torch
 
 from lowdim import __version__
 from lowdim.errors import RunError
-from lowdim.runs import atomic_json, atomic_tensors, read_json, read_tensors
+from lowdim.runs import atomic_json, atomic_tensors, plain, read_json, read_tensors
 
 __all__ = ["read_model", "write_model"]
 
@@ -36,23 +36,35 @@ def write_model(
     arrays : mapping of str to ndarray
         Real or complex.
     facts : mapping
-        What else `load` needs, JSON-ready.
+        What else `load` needs.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be written.
     """
     folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    options = {name: value for name, value in model.get_params(deep=False).items() if name != "random_state"}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{type(model).__name__}.save: {folder} cannot be made: {error.strerror}. Choose another folder."
+        ) from error
+    options = {
+        name: plain(value) for name, value in model.get_params(deep=False).items() if name != "random_state"
+    }
     header = {
         "format": FORMAT,
         "model": type(model).__name__,
         "written_by": __version__,
         "options": options,
-        "facts": dict(facts),
+        "facts": plain(facts),
         "complex": sorted(name for name, array in arrays.items() if np.iscomplexobj(array)),
     }
     tensors = {name: torch.as_tensor(np.ascontiguousarray(array)) for name, array in arrays.items()}
     # safetensors has no complex numbers of double precision: real and imaginary parts on a last axis.
-    plain = {n: torch.view_as_real(x).contiguous() if x.is_complex() else x for n, x in tensors.items()}
-    atomic_tensors(folder / "model.safetensors", plain, {"model": json.dumps(header)})
+    parts = {n: torch.view_as_real(x).contiguous() if x.is_complex() else x for n, x in tensors.items()}
+    atomic_tensors(folder / "model.safetensors", parts, {"model": json.dumps(header)})
     atomic_json(folder / "model.json", header)
 
 

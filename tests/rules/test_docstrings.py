@@ -40,6 +40,7 @@ DIRECT = {
         "lowdim.algebra.rank",
     ),
     *("lowdim.algebra.seeds", "lowdim.algebra.solve", "lowdim.algebra.spectrum", "lowdim.algebra.subspace"),
+    "lowdim.algebra.tensors",
 }
 
 

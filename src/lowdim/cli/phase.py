@@ -306,9 +306,13 @@ def register(app: typer.Typer) -> None:
             typer.Option("--method", help="Try this one; repeat it. All by default.", rich_help_panel=WORK),
         ] = None,
         grid: Annotated[
-            str,
-            typer.Option("--grid", help="Measurements per pixel to try.", rich_help_panel=WORK),
-        ] = "0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0",
+            str | None,
+            typer.Option(
+                "--grid",
+                help="Measurements per pixel to try; 0.3 to 1 by default, 1 to 4 for ptychography.",
+                rich_help_panel=WORK,
+            ),
+        ] = None,
         seeds: Annotated[
             int, typer.Option("--seeds", help="Draws of the map for each.", rich_help_panel=WORK)
         ] = 1,
@@ -323,7 +327,7 @@ def register(app: typer.Typer) -> None:
         json: manners.JsonOption = False,
     ) -> None:
         """Measure a video more and less often, and see which methods recover it."""
-        given, shape, tried = _numbers(ranks), _size(size), _fractions(grid)
+        given, shape, tried = _numbers(ranks), _size(size), None if grid is None else _fractions(grid)
         with _progress() as progress:
             progress("read", 0, 1, video.name)
             from lowdim.phase import read_film

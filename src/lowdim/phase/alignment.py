@@ -182,6 +182,11 @@ def relative_error(frames: Array, ref: Array) -> float:
     >>> relative_error(-torch.eye(3), torch.eye(3))
     0.0
     """
-    x, z = torch.as_tensor(frames).flatten(1), torch.as_tensor(ref).flatten(1)
+    x, z = torch.as_tensor(frames), torch.as_tensor(ref)
+    if x.shape != z.shape:
+        raise ShapeError(
+            f"relative_error: frames of shape {tuple(x.shape)} and {tuple(z.shape)} differ. Give both alike."
+        )
+    x, z = x.flatten(1), z.flatten(1)
     size = float(torch.linalg.vector_norm(z))
     return float(torch.linalg.vector_norm(phase_distance(x, z))) / (size or 1.0)

@@ -115,7 +115,8 @@ class Ptychography(Measurement):
 
     Notes
     -----
-    The same for all frames. Pixels that no position lights up are not measured, and stay 0.
+    The same for all frames. Pixels that no position lights up are not measured: what is recovered there is
+    what rows and columns of the model say.
 
     Examples
     --------

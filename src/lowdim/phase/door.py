@@ -5,15 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from math import prod
+from operator import index
 from typing import Any
 
 import numpy as np
 
 from lowdim.errors import DataError, LowdimWarning, RankError
-from lowdim.phase.problem import Problem
-from lowdim.phase.sweeps import Outcome
+from lowdim.phase.problem import Problem, count_unknowns
 
-__all__ = ["check_options", "check_ranks", "parameters", "seed_of", "warn_about"]
+__all__ = ["check_options", "check_ranks", "seed_of", "warn_about"]
 
 INITS = ("auto", "joint", "grow", "frame", "random")
 SOLVERS = ("auto", "direct", "cg")
@@ -72,9 +72,10 @@ def check_ranks(ranks: Sequence[int], problem: Problem, where: str) -> tuple[int
     RankError
     """
     shape = problem.A.image_shape
+    given = ranks.tolist() if isinstance(ranks, np.ndarray) else ranks
     try:
-        found = tuple(int(rank) for rank in ranks)
-    except (TypeError, ValueError):
+        found = tuple(index(rank) for rank in given)
+    except TypeError:
         found = ()
     if len(found) != len(shape) + 1 or any(rank < 1 for rank in found):
         raise RankError(
@@ -96,22 +97,6 @@ def check_ranks(ranks: Sequence[int], problem: Problem, where: str) -> tuple[int
             "measurements per frame, which must determine as many coefficients. Lower it, or measure more."
         )
     return found
-
-
-def parameters(problem: Problem, ranks: Sequence[int]) -> int:
-    """Return the numbers that a Tucker form of these ranks is made of.
-
-    Parameters
-    ----------
-    problem : Problem
-    ranks : sequence of int
-
-    Returns
-    -------
-    int
-    """
-    sizes = (*problem.A.image_shape, problem.frames)
-    return prod(ranks) + sum(n * r for n, r in zip(sizes, ranks, strict=True))
 
 
 def seed_of(random_state: Any, where: str) -> int:
@@ -138,17 +123,21 @@ def seed_of(random_state: Any, where: str) -> int:
     return int(random_state)
 
 
-def warn_about(outcome: Outcome, problem: Problem, ranks: Sequence[int], where: str) -> None:
+def warn_about(loss: float, problem: Problem, ranks: Sequence[int] | None, where: str) -> None:
     """Warn of too few measurements, and of an end that explains them badly.
 
     Parameters
     ----------
-    outcome : Outcome
+    loss : float
+        At the end.
     problem : Problem
-    ranks : sequence of int
+    ranks : sequence of int or None
+        As in `count_unknowns`.
     where : str
     """
-    unknowns = parameters(problem, ranks)
+    unknowns = count_unknowns(
+        ranks, problem.A.image_shape, problem.frames, is_complex=problem.dtype.is_complex
+    )
     data = problem.y.numel() if problem.weights is None else int((problem.weights > 0).sum())
     if data < ENOUGH * unknowns:
         warnings.warn(
@@ -157,9 +146,9 @@ def warn_about(outcome: Outcome, problem: Problem, ranks: Sequence[int], where: 
             LowdimWarning,
             stacklevel=3,
         )
-    if outcome.loss[-1] > DOUBTFUL:
+    if loss > DOUBTFUL:
         warnings.warn(
-            f"{where}: {outcome.loss[-1] ** 0.5:.0%} of the magnitudes stay unexplained: the ranks are too "
+            f"{where}: {loss**0.5:.0%} of the magnitudes stay unexplained: the ranks are too "
             "low, the data hold outliers (robust=True), or the iteration ended in a wrong place (raise "
             "n_init). The "
             "frames may be far from the truth.",

@@ -147,16 +147,17 @@ class LowRankPhaseRetrieval(BaseEstimator):
             flat, ranks, self._options(), init=self.init, n_init=self.n_init, seed=seed, callback=callback
         )
         video = outcome.video
-        self.basis_: Any = problem.out(video.basis().reshape(-1, *images))
-        self.coef_: Any = problem.out(video.coef)
-        self.frames_: Any = problem.out(video.frames().reshape(-1, *images))
+        basis, coef = video.basis().reshape(-1, *images), video.coef * problem.unit
+        self.basis_: Any = problem.out(basis)
+        self.coef_: Any = problem.out(coef)
+        self.frames_: Any = problem.out(torch.tensordot(coef, basis, dims=1))
         self.loss_ = list(outcome.loss)
         self.n_iter_ = len(outcome.loss)
         self.converged_ = outcome.reason == "tolerance"
         self.weights_: Any = None if outcome.weights is None else problem.out(outcome.weights)
         residual = tuple(loss**0.5 for loss in outcome.loss)
         self.history_ = History(outcome.loss, residual, perf_counter() - begin, outcome.reason)
-        warn_about(outcome, flat, ranks, where)
+        warn_about(outcome.loss[-1], flat, ranks, where)
         return self
 
     def save(self, directory: str | os.PathLike[str]) -> None:

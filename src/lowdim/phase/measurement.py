@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
@@ -173,12 +174,15 @@ def measurement_of(A: Any, *, image_shape: Sequence[int] | None, where: str) -> 
         return DeepinvMeasurement(A, image_shape=image_shape)
     if not isinstance(A, Tensor):
         try:
-            A = torch.as_tensor(np.asarray(A))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a memory map that cannot be written is not written to
+                A = torch.as_tensor(np.asarray(A))
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{where}: A is a {type(A).__name__}, expected a tensor (q, m, *image), a Measurement or a "
                 "physics of deepinv."
             ) from error
+    A = A.detach()
     if not (A.is_floating_point() or A.is_complex()) or A.dtype in (torch.float16, torch.bfloat16):
         A = A.to(torch.float64 if not A.is_floating_point() else torch.float32)
     measurement = DenseMeasurement(A, image_shape=image_shape)

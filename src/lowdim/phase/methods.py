@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lowdim.errors import DataError, RankError
+from lowdim.phase.door import warn_about
 from lowdim.phase.lowrank import LowRankPhaseRetrieval
 from lowdim.phase.problem import Problem
 from lowdim.phase.ranks import RankChoice, choose_ranks
@@ -59,6 +60,8 @@ class Settings:
         ------
         DataError, RankError
         """
+        if isinstance(self.ranks, np.ndarray):
+            object.__setattr__(self, "ranks", tuple(self.ranks.tolist()))
         if self.method not in METHODS:
             raise DataError(f"{where}: method={self.method!r} is unknown. Use one of {', '.join(METHODS)}.")
         if isinstance(self.ranks, str) and self.ranks != "auto":
@@ -80,6 +83,13 @@ class Settings:
             )
         if self.max_iter is not None and (not _is_whole(self.max_iter) or self.max_iter < 1):
             raise DataError(f"{where}: max_iter={self.max_iter!r} must be a whole number of 1 or more.")
+
+    @property
+    def coefficients(self) -> int:
+        """Coefficients of a frame, which its measurements must determine; 0 if they are chosen or none."""
+        if isinstance(self.ranks, str):
+            return 0
+        return int(self.ranks[-1] if isinstance(self.ranks, Sequence) else self.ranks)
 
     @property
     def steps(self) -> int:
@@ -214,8 +224,9 @@ def _single(problem: Problem, settings: Settings, callback: Callback | None) -> 
     w = torch.ones_like(y) if problem.weights is None else problem.weights
     misfit = problem.A.magnitudes(frames) - y
     loss = float((w * misfit.square()).sum() / (w * y.square()).sum().clamp(min=torch.finfo(y.dtype).tiny))
+    warn_about(loss, problem, None, "rwf")
     weights = None if problem.weights is None else problem.weights.numpy()
-    return Fitted(frames.numpy(), None, [loss], None, weights)
+    return Fitted((frames * problem.unit).numpy(), None, [loss], None, weights)
 
 
 def _is_whole(value: Any) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,18 +18,18 @@ import numpy as np
 from lowdim.errors import DataError, LowdimWarning, RunError
 from lowdim.phase.alignment import smooth_phases
 from lowdim.phase.methods import Fitted, Method, Settings, choose, fit
+from lowdim.phase.problem import count_unknowns
 from lowdim.phase.ranks import RankChoice
 from lowdim.phase.record import (
     errors_of,
     film_record,
     pictures_record,
-    plain,
     singular_values,
     unexplained,
 )
 from lowdim.phase.recording import Recording, read_recording
 from lowdim.phase.result import FORMAT, PhaseResult
-from lowdim.runs import Run, atomic_json, read_json, versions
+from lowdim.runs import Run, atomic_json, plain, read_json, versions
 
 __all__ = ["Progress", "recover"]
 
@@ -263,7 +262,7 @@ class Job:
             "image_shape": list(shape),
             "measurements": m,
             "ratio": recording.ratio,
-            "unknowns": _unknowns(ranks, shape, q),
+            "unknowns": count_unknowns(ranks, shape, q, is_complex=np.iscomplexobj(frames)),
             "left_out": None if fitted.weights is None else float((fitted.weights == 0).mean()),
             "loss": fitted.loss,
             "converged": fitted.converged,
@@ -284,9 +283,10 @@ class Job:
 
     def _sentence(self, left: float, error: dict[str, Any] | None) -> str:
         (q, m), n = self.recording.y.shape, self.recording.pixels
+        many = f"{q} frames of {n:,} pixels were" if q > 1 else f"One frame of {n:,} pixels was"
         told = (
-            f"{q} frames of {n:,} pixels were recovered from {m:,} magnitudes each ({m / n:.0%} of the "
-            f"pixels); {left:.2%} of the magnitudes stay unexplained"
+            f"{many} recovered from {m:,} magnitudes{' each' * (q > 1)} ({m / n:.0%} of the pixels); "
+            f"{left:.2%} of the magnitudes stay unexplained"
         )
         return (
             f"{told}."
@@ -305,15 +305,6 @@ def _noted(notes: list[str]) -> Iterator[None]:
         if issubclass(entry.category, LowdimWarning):
             notes.append(str(entry.message))
         warnings.warn(entry.message, entry.category, stacklevel=4)
-
-
-def _unknowns(ranks: list[int] | None, shape: tuple[int, ...], q: int) -> int:
-    """Return the numbers that frames are made of."""
-    if ranks is None:
-        return q * prod(shape)
-    if len(ranks) == 1:
-        return ranks[0] * (prod(shape) + q)
-    return prod(ranks) + sum(n * r for n, r in zip((*shape, q), ranks, strict=True))
 
 
 def _choice_record(choice: RankChoice) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from lowdim.errors import DataError, ShapeError
 from lowdim.phase.measurement import Measurement, measurement_of
 
-__all__ = ["SMALL", "Problem"]
+__all__ = ["SMALL", "Problem", "count_unknowns"]
 
 SMALL = 10_000_000
 """Entries of all matrices A_k from which on several threads gain."""
@@ -28,13 +29,15 @@ class Problem:
     A : Measurement
         The linear map of every frame.
     y : Tensor, shape (q, m)
-        Magnitudes, in the real type of A.
+        Magnitudes, in the real type of A and in units of their root mean square: squares stay in range.
     weights : Tensor, shape (q, m), or None
         Of the measurements; None stands for ones.
     real : bool
         Whether frames are real although A is complex.
     numpy : bool
         Whether the user works with numpy.
+    unit : float
+        The root mean square of the magnitudes, by which frames are multiplied at the end.
 
     Examples
     --------
@@ -48,6 +51,7 @@ class Problem:
     weights: Tensor | None
     real: bool
     numpy: bool
+    unit: float = 1.0
 
     @classmethod
     def of(
@@ -123,7 +127,10 @@ class Problem:
                 )
             if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
                 raise DataError(f"{where}: sample_weight must be finite and >= 0 everywhere.")
-        return cls(measurement, data.sqrt() if intensity else data, weights, real, numpy)
+        data = data.sqrt() if intensity else data
+        largest = float(data.max())
+        unit = largest * float((data / largest).double().square().mean().sqrt()) if largest > 0 else 1.0
+        return cls(measurement, data / unit, weights, real, numpy, unit)
 
     @property
     def frames(self) -> int:
@@ -143,6 +150,41 @@ class Problem:
     def out(self, x: Tensor) -> Any:
         """Return a tensor in the user's kind of array."""
         return x.cpu().numpy() if self.numpy else x
+
+
+def count_unknowns(
+    ranks: Sequence[int] | None, image_shape: Sequence[int], frames: int, *, is_complex: bool
+) -> int:
+    """Return how many real numbers frames are made of.
+
+    Parameters
+    ----------
+    ranks : sequence of int or None
+        (r1, ..., rd, rf) of a Tucker form; (r,), or (r, r) of images with one axis, of a matrix; None of
+        frames with nothing in common.
+    image_shape : sequence of int
+        Of one frame.
+    frames : int
+        q.
+    is_complex : bool
+        Whether frames are: a complex number counts twice.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> count_unknowns((2, 2, 3), (8, 9), 10, is_complex=False)
+    76
+    """
+    each = 2 if is_complex else 1
+    if ranks is None:
+        return each * frames * prod(image_shape)
+    if len(ranks) == 1 or len(image_shape) == 1:
+        return each * ranks[0] * (prod(image_shape) + frames)
+    factors = sum(n * r for n, r in zip((*image_shape, frames), ranks, strict=True))
+    return each * (prod(ranks) + factors)
 
 
 def _numbers(values: Any, name: str, where: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lowdim.algebra.tensors import hosvd, unfold
-from lowdim.phase.problem import SMALL, Problem
+from lowdim.phase.problem import SMALL, Problem, count_unknowns
 from lowdim.phase.sweeps import Options, Outcome, solve, sweep
 from lowdim.phase.video import Video
 from lowdim.threads import few_threads
@@ -165,8 +165,7 @@ def _fitting(size: int, problem: Problem) -> tuple[int, ...]:
 
 
 def _unknowns(ranks: Sequence[int], problem: Problem) -> int:
-    sizes = (*problem.A.image_shape, problem.frames)
-    return prod(ranks) + sum(n * r for n, r in zip(sizes, ranks, strict=True))
+    return count_unknowns(ranks, problem.A.image_shape, problem.frames, is_complex=problem.dtype.is_complex)
 
 
 def _smaller(video: Video) -> list[tuple[int, ...]]:

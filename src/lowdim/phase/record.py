@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ __all__ = [
     "errors_of",
     "film_record",
     "pictures_record",
-    "plain",
     "singular_values",
     "thinned",
     "unexplained",
@@ -34,33 +32,6 @@ SHOWN = 40
 
 VALUES = 40
 """Singular values per mode."""
-
-
-def plain(value: Any) -> Any:
-    """Return a JSON-ready value: numbers of Python, NaN and infinity as None.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    object
-
-    Examples
-    --------
-    >>> plain({"ranks": (np.int64(8), float("nan"))})
-    {'ranks': [8, None]}
-    """
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def thinned(count: int, most: int) -> np.ndarray:
@@ -102,8 +73,9 @@ def unexplained(
     dict
         ``per_frame``, ``|| |A_k x_k| - y_k || / || y_k ||``, and ``total``.
     """
-    misfit = (A.magnitudes(torch.as_tensor(frames)).numpy() - y) ** 2
-    size = y**2
+    unit = float(np.max(y)) or 1.0  # squares of very large or small numbers leave the range
+    misfit = ((A.magnitudes(torch.as_tensor(frames)).numpy() - y) / unit) ** 2
+    size = (y / unit) ** 2
     if weights is not None:
         misfit, size = weights * misfit, weights * size
     return {
@@ -125,7 +97,8 @@ def errors_of(frames: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         ``per_frame``, ``min ||c x_k - z_k|| / ||z_k||``, and ``total``, as `relative_error`.
     """
     kind = np.result_type(frames, truth)
-    x, z = (array.reshape(len(array), -1).astype(kind) for array in (frames, truth))
+    unit = float(np.abs(truth).max()) or 1.0
+    x, z = (array.reshape(len(array), -1).astype(kind) / unit for array in (frames, truth))
     distance, size = np.asarray(phase_distance(x, z)) ** 2, (np.abs(z) ** 2).sum(1)
     return {
         "total": _share(distance.sum(), size.sum()),
@@ -175,7 +148,10 @@ def pictures_record(frames: np.ndarray, truth: np.ndarray | None) -> list[dict[s
         if truth is not None:
             aligned = _aligned(frames[k : k + 1], truth[k : k + 1])[0]
             image["recovered"] = _rounded(aligned)
-            image |= {"truth": _rounded(truth[k]), "difference": _rounded(aligned - truth[k])}
+            true = truth[k].astype(
+                aligned.dtype
+            )  # of complex frames magnitudes are shown, so of the truth, too
+            image |= {"truth": _rounded(true), "difference": _rounded(aligned - true)}
         found.append(image)
     return found
 
@@ -198,7 +174,7 @@ def film_record(frames: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
     aligned = frames if truth is None else _aligned(frames, truth)
     films = {"recovered": _shown(aligned[place])}
     if truth is not None:
-        films["truth"] = _shown(truth[place])
+        films["truth"] = _shown(truth[place].astype(aligned.dtype))
     low, high = np.percentile(np.concatenate(list(films.values())), [0.5, 99.5])
     levels = {
         name: np.rint(255 * np.clip((film - low) / ((high - low) or 1.0), 0, 1)).astype(np.uint8)

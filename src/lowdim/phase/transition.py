@@ -20,9 +20,8 @@ import numpy as np
 from lowdim.errors import DataError, LowdimWarning, RunError
 from lowdim.phase.alignment import relative_error
 from lowdim.phase.methods import METHODS, Settings, fit
-from lowdim.phase.record import plain
 from lowdim.phase.simulate import Kind, simulate
-from lowdim.runs import Run, atomic_json, atomic_write, digest, read_json, versions
+from lowdim.runs import Run, atomic_json, atomic_write, digest, plain, read_json, versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +31,10 @@ __all__ = ["Transition", "transition"]
 FORMAT = 1
 
 GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Measurements per pixel that are tried where a map may have fewer than pixels."""
+
+OVERLAPS = (1.0, 1.5, 2.0, 3.0, 4.0)
+"""The same for ptychography, which has to light up every pixel."""
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -121,7 +124,7 @@ def transition(
     ranks: Sequence[int],
     rank: int | None = None,
     methods: Sequence[str] = METHODS,
-    grid: Sequence[float] = GRID,
+    grid: Sequence[float] | None = None,
     seeds: int | Sequence[int] = 1,
     kind: Kind = "gaussian",
     noise: float = 0.0,
@@ -145,8 +148,8 @@ def transition(
         Of "lowrank"; that of the frames in `ranks` by default.
     methods : sequence of {"tucker", "lowrank", "rwf"}
         See `recover`.
-    grid : sequence of float
-        Measurements per pixel, m / n.
+    grid : sequence of float, optional
+        Measurements per pixel, m / n: 0.3 to 1 by default, for ptychography 1 to 4.
     seeds : int or sequence of int
         Draws of the map, or how many (0, 1, ...).
     kind, noise
@@ -181,7 +184,9 @@ def transition(
     """
     X = np.asarray(frames)
     X = X if np.iscomplexobj(X) else X.astype(np.float64)
-    chosen = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    chosen = list(range(seeds)) if isinstance(seeds, (int, np.integer)) else [int(seed) for seed in seeds]
+    if grid is None:
+        grid = OVERLAPS if kind == "ptychography" else GRID
     _check(methods, grid, chosen)
     if output is None and (resume or restart):
         raise RunError("phase: resume and restart need the output folder of the run. Add output=...")
@@ -273,15 +278,16 @@ def _cell(
 ) -> dict[str, Any]:
     """Return one row of the table."""
     recording = simulate(X, kind=kind, measurements=ratio, noise=noise, seed=seed)
+    row: dict[str, Any] = {"method": settings.method, "measurements": float(ratio), "seed": seed}
     begin = clock.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LowdimWarning)  # what fails is in the table
+        if recording.y.shape[1] < settings.coefficients:  # a failure like others
+            return {**row, "error": None, "unexplained": None, "seconds": 0.0}
         found = fit(recording, settings, where="phase")
     error = relative_error(found.frames, X)
     return {
-        "method": settings.method,
-        "measurements": float(ratio),
-        "seed": seed,
+        **row,
         "error": error if math.isfinite(error) else None,
         "unexplained": found.loss[-1] ** 0.5 if math.isfinite(found.loss[-1]) else None,
         "seconds": clock.perf_counter() - begin,

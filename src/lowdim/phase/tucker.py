@@ -200,7 +200,7 @@ class TuckerPhaseRetrieval(BaseEstimator):
             callback=callback,
         )
         self._keep(outcome, problem, perf_counter() - begin)
-        warn_about(outcome, problem, ranks, where)
+        warn_about(outcome.loss[-1], problem, ranks, where)
         return self
 
     def tucker(self) -> Tucker:
@@ -239,7 +239,8 @@ class TuckerPhaseRetrieval(BaseEstimator):
         )
 
     def _keep(self, outcome: Outcome, problem: Problem, seconds: float) -> None:
-        video = outcome.video
+        found = outcome.video
+        video = Video(found.core * problem.unit, found.factors, found.coef)
         self.frames_: Any = problem.out(video.frames())
         self.core_: Any = problem.out(video.core)
         self.factors_ = [problem.out(factor) for factor in (*video.factors, video.coef)]

@@ -73,15 +73,23 @@ def rwf(
     >>> bool(torch.minimum((found - x).norm(), (found + x).norm()) < 1e-6)
     True
     """
-    if isinstance(A, np.ndarray):
+    if not isinstance(A, Tensor):
+        A = np.asarray(A)
         first = None if start is None else torch.as_tensor(start)
         options: dict[str, Any] = {"max_iter": max_iter, "step": step, "trunc": trunc, "real": real}
-        return rwf(torch.as_tensor(A), torch.as_tensor(y), start=first, **options).numpy()
+        return rwf(torch.as_tensor(A), torch.as_tensor(np.asarray(y)), start=first, **options).numpy()
     if A.ndim < 2 or y.ndim < 1 or A.shape[-2] != y.shape[-1]:
         raise ShapeError(
             f"rwf: A of shape {tuple(A.shape)} and y of shape {tuple(y.shape)} do not fit. Give (..., m, n) "
             "and (..., m)."
         )
+    if not (A.is_floating_point() or A.is_complex()):
+        A = A.to(torch.float64)
+    if y.is_complex() or not bool(torch.isfinite(A.abs().sum())):
+        raise DataError(
+            "rwf: A must be finite, and y real: magnitudes |A x|. Take NaN and infinite rows out."
+        )
+    y = y.to(torch.empty((), dtype=A.dtype).real.dtype)
     if not bool(torch.isfinite(y).all()) or bool((y < 0).any()):
         raise DataError("rwf: y holds negative or infinite numbers or NaN. Give magnitudes |A x| >= 0.")
     m = A.shape[-2]

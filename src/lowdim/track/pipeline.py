@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lowdim.errors import DataError, LowdimWarning, RankError, RunError, ShapeError
-from lowdim.runs import Run, atomic_json, read_json, versions
+from lowdim.runs import Run, atomic_json, plain, read_json, versions
 from lowdim.track.choose import MODELS as COMPARED
 from lowdim.track.choose import Comparison, compare, hide
 from lowdim.track.files import Frames, frames_of
@@ -28,7 +28,6 @@ from lowdim.track.record import (
     comparison_record,
     panel_record,
     pictures_record,
-    plain,
     thinned,
     time_labels,
 )

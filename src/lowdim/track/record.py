@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lowdim.runs import plain
 from lowdim.track.choose import Comparison
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "comparison_record",
     "panel_record",
     "pictures_record",
-    "plain",
     "thinned",
     "time_labels",
 ]
@@ -28,33 +28,6 @@ PIXELS = 80
 
 PICTURES = 4
 """Images that are shown."""
-
-
-def plain(value: Any) -> Any:
-    """Return a JSON-ready value: numbers of Python, NaN and infinity as None.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    object
-
-    Examples
-    --------
-    >>> plain({"gain": (np.float64(2.0), float("nan"))})
-    {'gain': [2.0, None]}
-    """
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def comparison_record(found: Comparison) -> dict[str, Any]:

@@ -327,3 +327,17 @@ def test_folders_that_hold_no_result(result, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         result.save(tmp_path / "file")
+
+
+def test_single_frames_with_too_few_measurements_are_warned_of():
+    recording = simulate(np.random.default_rng(0).normal(size=(4, 5, 5)), measurements=0.4)
+    with pytest.warns(LowdimWarning, match="too few to determine"):
+        result = recover(recording, method="rwf")
+    assert any("too few" in note for note in result.report["notes"])
+
+
+def test_numbers_of_numpy_are_options(recording, tmp_path):
+    result = recover(
+        recording, ranks=np.array(RANKS), seed=np.int64(1), n_init=1, max_iter=3, output=tmp_path / "out"
+    )
+    assert PhaseResult.load(tmp_path / "out").report["ranks"] == list(RANKS) == result.report["ranks"]

@@ -123,3 +123,17 @@ def test_options_that_are_refused(film, options, error, message):
     with pytest.raises(error) as caught:
         transition(film, **{**OPTIONS, **options})
     assert message in str(caught.value)
+
+
+def test_too_few_measurements_for_the_coefficients_are_a_row():
+    frames = np.random.default_rng(0).normal(size=(8, 5, 5))
+    found = transition(frames, ranks=(2, 2, 4), methods=["tucker"], grid=[0.1, 1.0], n_init=1, max_iter=3)
+    assert found.table["error"].isna().tolist() == [True, False]
+
+
+def test_ptychography_has_a_grid_of_its_own():
+    frames = np.ones((4, 6, 6))
+    found = transition(
+        frames, ranks=(1, 1, 1), methods=["lowrank"], kind="ptychography", n_init=1, max_iter=2
+    )
+    assert found.table["measurements"].min() == 1

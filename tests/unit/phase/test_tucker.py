@@ -241,3 +241,47 @@ def test_whole_numbers_are_promoted():
     y = torch.einsum("kmij,kij->km", whole.double(), simulated()[2]).abs()
     model = TuckerPhaseRetrieval(RANKS).fit(whole, y)
     assert model.loss_[-1] < 1e-15
+
+
+# ----- what is kept, and units --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1e20), (torch.float32, 1e-22), (torch.float64, 1e-200)]
+)
+def test_magnitudes_of_any_size_are_recovered(dtype, factor):
+    A, y, X = simulated()
+    model = TuckerPhaseRetrieval(RANKS).fit(A.to(dtype), y.to(dtype) * factor)
+    assert relative_error(model.frames_.double() / factor, X) < 1e-3
+
+
+def test_numbers_of_numpy_are_options_and_are_kept(tmp_path):
+    A, y, _ = simulated()
+    model = TuckerPhaseRetrieval(np.array(RANKS), n_init=np.int64(2)).fit(A.numpy(), y.numpy())
+    model.save(tmp_path / "tucker")
+    again = TuckerPhaseRetrieval.load(tmp_path / "tucker")
+    assert (again.ranks, again.n_init) == ([2, 2, 2], 2)
+    np.testing.assert_array_equal(again.frames_.numpy(), model.frames_)
+    low = LowRankPhaseRetrieval(np.int64(2), n_init=1, max_iter=5).fit(A.numpy(), y.numpy())
+    low.save(tmp_path / "low")
+    np.testing.assert_array_equal(LowRankPhaseRetrieval.load(tmp_path / "low").frames_.numpy(), low.frames_)
+
+
+def test_fractions_are_no_ranks():
+    A, y, _ = simulated()
+    with pytest.raises(RankError, match="Give 3 positive numbers"):
+        TuckerPhaseRetrieval((2.9, 2, 2)).fit(A, y)
+
+
+def test_complex_numbers_count_twice():
+    A, y, _ = simulated(dtype=torch.complex128, samples=8)
+    # 160 data: 1.7 times the 92 complex numbers, not 1.5 times the 184 real ones.
+    with pytest.warns(LowdimWarning, match="160 measurements for 160 unknowns"):
+        TuckerPhaseRetrieval(RANKS, n_init=1, max_iter=2).fit(A, y)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    A, y, _ = simulated()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be made"):
+        TuckerPhaseRetrieval(RANKS, n_init=1, max_iter=2).fit(A, y).save(tmp_path / "file" / "model")

@@ -70,3 +70,12 @@ def test_wrong_magnitudes_are_refused():
         rwf(A, -y)
     with pytest.raises(ShapeError, match="do not fit"):
         rwf(A, y[:-1])
+
+
+def test_kinds_of_numbers_are_brought_together():
+    A, y, _ = problem()
+    assert rwf(A.float(), y).dtype == torch.float32
+    assert isinstance(rwf(A.tolist(), y.tolist()), np.ndarray)
+    assert rwf((10 * A).round().long(), y).dtype == REAL
+    with pytest.raises(DataError, match="A must be finite"):
+        rwf(A * float("nan"), y)
