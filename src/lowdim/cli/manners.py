@@ -14,7 +14,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,7 +52,9 @@ __all__ = [
     "errors",
     "line",
     "out",
+    "phases",
     "progress",
+    "typed",
 ]
 
 # The base of all complaints about the words of a command line, in the click that Typer uses (newer ones carry
@@ -213,6 +215,47 @@ def progress(*, transient: bool = False) -> Progress:
         console=console,
         transient=transient,
     )
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, int, int, str], None]]:
+    """Show one line per phase: how far, seconds left, what is in work.
+
+    Yields
+    ------
+    callable
+        To be called with (phase, done, total, what is going on); the first phase is "read".
+    """
+    with progress() as display:
+        tasks: dict[str, Any] = {}
+
+        def tell(phase: str, done: int, total: int, text: str) -> None:
+            if phase != "read" and "read" in tasks:
+                display.update(tasks["read"], completed=1)
+            if phase not in tasks:
+                tasks[phase] = display.add_task(phase, total=total)
+            shown = text.replace("[", "(").replace("]", ")")
+            display.update(
+                tasks[phase],
+                completed=done,
+                total=total,
+                description=f"{phase:<8} [not bold dim]{shown}[/]" if shown else f"{phase:<8}",
+            )
+
+        try:
+            yield tell
+        except LowdimError:
+            if len(tasks) == 1:  # refused at the door: nothing has begun that a line could tell of
+                display.update(tasks["read"], visible=False)
+            raise
+        if len(tasks) == 1:  # a finished run was read again
+            tell("read", 1, 1, "")
+
+
+def typed() -> str:
+    """Return the command as it was typed, without what concerns only this call."""
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart", "--debug")]
+    return f"lowdim {shlex.join(words)}"
 
 
 class Frame(TyperGroup):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lowdim.cli import manners
-from lowdim.errors import DataError, LowdimError, RankError
+from lowdim.errors import DataError, RankError
 
 if TYPE_CHECKING:
     from lowdim.phase import PhaseResult, Transition
@@ -178,7 +174,7 @@ def register(app: typer.Typer) -> None:
         given = _ranks(ranks, method)
         if max_unexplained is not None and not max_unexplained > 0:
             raise DataError(f"--max-unexplained {max_unexplained:g}: expected a fraction such as 0.1.")
-        with _progress() as progress:
+        with manners.phases() as progress:
             progress("read", 0, 1, file.name)
             from lowdim.phase import recover as run
 
@@ -197,7 +193,7 @@ def register(app: typer.Typer) -> None:
                 resume=resume,
                 restart=restart,
             )
-        report = {**result.report, "command": _typed()}
+        report = {**result.report, "command": manners.typed()}
         report.pop("gate", None)  # of an earlier call
         passed = True
         if max_unexplained is not None:
@@ -248,7 +244,7 @@ def register(app: typer.Typer) -> None:
             raise DataError(f"There is no folder {output.parent} to write {output.name} to. Make it first.")
         if output.suffix.lower() != ".npz":
             raise DataError(f"{output.name} must end in .npz. Choose such a name.")
-        with _progress() as progress:
+        with manners.phases() as progress:
             progress("read", 0, 1, video.name)
             from lowdim.phase import read_film
             from lowdim.phase import simulate as run
@@ -328,7 +324,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Measure a video more and less often, and see which methods recover it."""
         given, shape, tried = _numbers(ranks), _size(size), None if grid is None else _fractions(grid)
-        with _progress() as progress:
+        with manners.phases() as progress:
             progress("read", 0, 1, video.name)
             from lowdim.phase import read_film
             from lowdim.phase import transition as run
@@ -351,7 +347,7 @@ def register(app: typer.Typer) -> None:
                 restart=restart,
                 **options,
             )
-        report = {**result.report, "command": _typed()}
+        report = {**result.report, "command": manners.typed()}
         if output is not None:
             report["output"] = str(output)
             _write("transition", report, output)
@@ -391,11 +387,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(words[0]), int(words[-1])
 
 
-def _typed() -> str:
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart", "--debug")]
-    return f"lowdim {shlex.join(words)}"
-
-
 def _write(page: Literal["phase", "transition"], report: dict[str, Any], output: Path) -> None:
     """Add how it was called to report.json, and write the page."""
     from lowdim.report import phase_page, transition_page
@@ -403,35 +394,6 @@ def _write(page: Literal["phase", "transition"], report: dict[str, Any], output:
 
     atomic_json(output / "report.json", report)
     (phase_page if page == "phase" else transition_page)(report).write(output / "report.html")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Show one line per phase: how far, seconds left, what is in work."""
-    with manners.progress() as display:
-        tasks: dict[str, Any] = {}
-
-        def tell(phase: str, done: int, total: int, text: str) -> None:
-            if phase != "read" and "read" in tasks:
-                display.update(tasks["read"], completed=1)
-            if phase not in tasks:
-                tasks[phase] = display.add_task(phase, total=total)
-            shown = text.replace("[", "(").replace("]", ")")
-            display.update(
-                tasks[phase],
-                completed=done,
-                total=total,
-                description=f"{phase:<8} [not bold dim]{shown}[/]" if shown else f"{phase:<8}",
-            )
-
-        try:
-            yield tell
-        except LowdimError:
-            if len(tasks) == 1:  # refused at the door: nothing has begun that a line could tell of
-                display.update(tasks["read"], visible=False)
-            raise
-        if len(tasks) == 1:  # a finished run was read again
-            tell("read", 1, 1, "")
 
 
 def _show(result: PhaseResult, report: dict[str, Any], output: Path | None) -> None:

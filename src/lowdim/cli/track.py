@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lowdim.cli import manners
-from lowdim.errors import DataError, LowdimError
+from lowdim.errors import DataError
 
 if TYPE_CHECKING:
     from lowdim.track import TrackResult
@@ -132,7 +128,7 @@ def register(app: typer.Typer) -> None:
         is shown and nothing is written.
         """
         k = _components(components)
-        with _progress() as progress:
+        with manners.phases() as progress:
             progress("read", 0, 1, file.name)
             from lowdim.track import track as run
 
@@ -151,7 +147,7 @@ def register(app: typer.Typer) -> None:
                 resume=resume,
                 restart=restart,
             )
-        report = {**result.report, "command": _typed()}
+        report = {**result.report, "command": manners.typed()}
         if output is not None:
             report["output"] = str(output)
             _write(report, output)
@@ -169,11 +165,6 @@ def _components(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def _typed() -> str:
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart", "--debug")]
-    return f"lowdim {shlex.join(words)}"
-
-
 def _write(report: dict[str, Any], output: Path) -> None:
     """Add how it was called to report.json, and write the page."""
     from lowdim.report import track_page
@@ -181,35 +172,6 @@ def _write(report: dict[str, Any], output: Path) -> None:
 
     atomic_json(output / "report.json", report)
     track_page(report).write(output / "report.html")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Show one line per phase: how far, seconds left, the model in work."""
-    with manners.progress() as display:
-        tasks: dict[str, Any] = {}
-
-        def tell(phase: str, done: int, total: int, text: str) -> None:
-            if phase != "read" and "read" in tasks:
-                display.update(tasks["read"], completed=1)
-            if phase not in tasks:
-                tasks[phase] = display.add_task(phase, total=total)
-            shown = text.replace("[", "(").replace("]", ")")
-            display.update(
-                tasks[phase],
-                completed=done,
-                total=total,
-                description=f"{phase:<8} [not bold dim]{shown}[/]" if shown else f"{phase:<8}",
-            )
-
-        try:
-            yield tell
-        except LowdimError:
-            if len(tasks) == 1:  # refused at the door: nothing has begun that a line could tell of
-                display.update(tasks["read"], visible=False)
-            raise
-        if len(tasks) == 1:  # a finished run was read again
-            tell("read", 1, 1, "")
 
 
 def _show(result: TrackResult, output: Path | None) -> None:

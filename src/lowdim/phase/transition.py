@@ -85,7 +85,10 @@ class Transition:
             If it cannot be written.
         """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made: {error.strerror}. Choose another folder.") from error
         buffer = io.StringIO()
         self.table.to_csv(buffer, index=False)
         atomic_write(folder / "transition.csv", buffer.getvalue())

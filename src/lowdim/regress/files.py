@@ -13,8 +13,9 @@ import numpy as np
 
 from lowdim.errors import DataError, ShapeError
 from lowdim.regress import images
+from lowdim.regress.labels import targets_by_name
 from lowdim.regress.nibabel import is_volume, read_mask, read_volumes
-from lowdim.regress.tables import TARGETS, columns_of, plain_targets, read_table, target_of, targets_in_order
+from lowdim.regress.tables import GENERAL, TARGETS, columns_of, read_table, target_of, targets_in_order
 from lowdim.runs import digest
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def read_collection(
     target: str | None = None,
     labels: str | os.PathLike[str] | None = None,
     features: Sequence[str] | None = None,
+    new: bool = False,
 ) -> Collection:
     r"""Read samples and targets.
 
@@ -92,6 +94,9 @@ def read_collection(
         CSV with the targets: a column of file names for a folder, else one row per sample in their order.
     features : sequence of str, optional
         Columns of a table to use; all numbers but the target by default.
+    new : bool
+        Whether these are samples to be predicted: then `target` need not be there, and where a target is
+        missing it is unknown (NaN or None; y is None if all are).
 
     Returns
     -------
@@ -121,27 +126,28 @@ def read_collection(
         raise DataError(f"regress: there is no file {path}. Check the name.")
     table = None if labels is None else read_table(Path(labels))
     if path.is_dir():
-        return _read_folder(path, target, table)
+        words = None if labels is None else read_table(Path(labels), words=True)
+        return _read_folder(path, target, table, words, new)
     suffix = path.suffix.lower()
     if suffix in TABLES:
         if table is not None:
             raise DataError(f"regress: {path.name} is a table and holds its targets. Leave the labels out.")
-        return _of_table(read_table(path), path.name, target, features)
+        return _of_table(read_table(path), path.name, target, features, new)
     if is_volume(path):
         volumes, affine = read_volumes([path])
         if volumes.ndim != 4 or len(volumes) < 2:
             raise ShapeError(f"regress: {path.name} holds one volume, expected a series of them or a folder.")
         return Collection(
             volumes,
-            targets_in_order(table, target, len(volumes)),
+            targets_in_order(table, target, len(volumes), new=new),
             (),
             (),
             "volumes",
             affine,
-            target_of(table, target),
+            target_of(table, target, new=new) or "y",
         )
     if suffix in ARRAYS:
-        return _read_arrays(path, target, table)
+        return _read_arrays(path, target, table, new)
     raise DataError(
         f"regress: {path.name} has no known format. Give {', '.join((*TABLES, *ARRAYS))}, .nii, or a folder "
         "of images or volumes."
@@ -155,6 +161,7 @@ def collection_of(
     target: str | None = None,
     labels: Any = None,
     features: Sequence[str] | None = None,
+    new: bool = False,
 ) -> Collection:
     """Return samples from whatever a user has: a path, a table of pandas, or an array.
 
@@ -163,7 +170,7 @@ def collection_of(
     source : path, DataFrame, or array-like of shape (N, n1, ..., nd)
     y : array-like of shape (N,), optional
         Targets, in place of those of the source.
-    target, labels, features
+    target, labels, features, new
         As in `read_collection`.
 
     Returns
@@ -176,9 +183,9 @@ def collection_of(
         If it cannot be used.
     """
     if isinstance(source, (str, os.PathLike)):
-        found = read_collection(source, target=target, labels=labels, features=features)
+        found = read_collection(source, target=target, labels=labels, features=features, new=new)
     elif hasattr(source, "columns") and hasattr(source, "iloc"):
-        found = _of_table(source.rename(columns=str), "the table", target, features)
+        found = _of_table(source.rename(columns=str), "the table", target, features, new)
     else:
         X = np.asarray(source.detach().cpu() if hasattr(source, "detach") else source)
         if X.ndim < 2 or not X.size or X.dtype.kind not in "fiub":
@@ -234,9 +241,9 @@ def mask_of(mask: Any) -> np.ndarray | None:
 
 
 def _of_table(
-    table: pandas.DataFrame, name: str, target: str | None, features: Sequence[str] | None
+    table: pandas.DataFrame, name: str, target: str | None, features: Sequence[str] | None, new: bool
 ) -> Collection:
-    X, y, samples, chosen, named = columns_of(table, name, target, features)
+    X, y, samples, chosen, named = columns_of(table, name, target, features, new=new)
     return Collection(X, y, samples, chosen, "table", None, named)
 
 
@@ -254,14 +261,17 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _read_arrays(path: Path, target: str | None, table: pandas.DataFrame | None) -> Collection:
+def _read_arrays(path: Path, target: str | None, table: pandas.DataFrame | None, new: bool) -> Collection:
     arrays = _load(path)
     y, named = None, target or "y"
     if table is None and path.suffix.lower() == ".npz":
-        if target is not None and target not in arrays:
+        if new and target not in arrays:
+            target = None if target is None or target.lower() in GENERAL else ""
+        if target and target not in arrays:
             raise DataError(f"regress: {path.name} has no array {target!r}. Arrays: {', '.join(arrays)}.")
-        found = target or next((name for name in arrays if name.lower() in TARGETS), None)
-        if found is not None:
+        automatic = next((name for name in arrays if name.lower() in TARGETS), None)
+        found = automatic if target is None else target
+        if found:
             y, named = arrays.pop(found), found
     wide = {name: array for name, array in arrays.items() if array.ndim >= 2}
     if len(wide) != 1:
@@ -273,7 +283,8 @@ def _read_arrays(path: Path, target: str | None, table: pandas.DataFrame | None)
     if X.dtype.kind not in "fiub" or not X.size:
         raise DataError(f"regress: {path.name} holds {X.dtype} of shape {X.shape}, expected real numbers.")
     if table is not None:
-        y, named = targets_in_order(table, target, len(X)), target_of(table, target)
+        y = targets_in_order(table, target, len(X), new=new)
+        named = target_of(table, target, new=new) or "y"
     if y is not None and y.shape != (len(X),):
         raise ShapeError(
             f"regress: {named} of {path.name} has shape {y.shape}, expected ({len(X)},): one target per "
@@ -297,7 +308,13 @@ def _files(folder: Path) -> list[Path]:
     return sorted(kinds, key=_natural)
 
 
-def _read_folder(folder: Path, target: str | None, table: pandas.DataFrame | None) -> Collection:
+def _read_folder(
+    folder: Path,
+    target: str | None,
+    table: pandas.DataFrame | None,
+    words: pandas.DataFrame | None,
+    new: bool,
+) -> Collection:
     files, classes = _files(folder), []
     inside = sorted((p for p in folder.iterdir() if p.is_dir() and _files(p)), key=_natural)
     if files and inside:
@@ -319,31 +336,10 @@ def _read_folder(folder: Path, target: str | None, table: pandas.DataFrame | Non
     samples = tuple(str(path.relative_to(folder)) for path in files)
     y = np.array(classes) if classes else None
     named = "folder" if classes else "y"
-    if table is not None:
-        y, named = _by_name(table, target, samples), target_of(table, target)
+    if table is not None and words is not None:
+        column = target_of(table, target, new=new)
+        y, named = targets_by_name(table, words, column, samples, new=new), column or "y"
     if all(volumes):
         X, affine = read_volumes(files)
         return Collection(X, y, samples, (), "volumes", affine, named)
     return Collection(images.read_images(files), y, samples, (), "images", None, named)
-
-
-def _by_name(table: pandas.DataFrame, target: str | None, samples: tuple[str, ...]) -> np.ndarray:
-    """Return the targets of files, which a column of the table names."""
-    named = target_of(table, target)
-    for column in table.columns:
-        if column == named:
-            continue
-        places = {str(name): row for row, name in enumerate(table[column])}
-        rows = [
-            places.get(s, places.get(Path(s).name, places.get(Path(s).name.split(".")[0]))) for s in samples
-        ]
-        if any(row is not None for row in rows):
-            if None in rows:
-                raise DataError(
-                    f"regress: the labels name no {samples[rows.index(None)]} in column {column!r}. Add its "
-                    "row, or take the file out."
-                )
-            return plain_targets(table[named].iloc[rows].reset_index(drop=True))
-    raise DataError(
-        f"regress: no column of the labels holds the names of the files, such as {samples[0]}. Add one."
-    )

@@ -20,13 +20,18 @@ SEPARATORS = ",;\t"
 TARGETS = ("y", "target", "label")
 """Names of a target that is found without being named."""
 
+GENERAL = (*TARGETS, "folder")
+"""Names of a target that do not tell what it is, so that others of these may stand for it."""
 
-def read_table(path: Path) -> pandas.DataFrame:
+
+def read_table(path: Path, *, words: bool = False) -> pandas.DataFrame:
     """Read a table with column names, separated by commas, semicolons or tabs.
 
     Parameters
     ----------
     path : Path
+    words : bool
+        Whether all cells are kept as they are written: 001 is not 1, and NA is a word.
 
     Returns
     -------
@@ -51,7 +56,10 @@ def read_table(path: Path) -> pandas.DataFrame:
                 f"regress: {path.name} begins with numbers, expected a line of column names. Add one, so "
                 "that the target can be named."
             )
-        table = pandas.read_csv(path, sep=separator, float_precision="round_trip", encoding="utf-8-sig")
+        options: dict[str, Any] = {"dtype": str, "keep_default_na": False} if words else {}
+        table = pandas.read_csv(
+            path, sep=separator, float_precision="round_trip", encoding="utf-8-sig", **options
+        )
     except DataError:
         raise
     except (OSError, ValueError) as error:
@@ -73,7 +81,12 @@ def _target_column(table: pandas.DataFrame, target: str | None, name: str) -> st
 
 
 def columns_of(
-    table: pandas.DataFrame, name: str, target: str | None, features: Sequence[str] | None
+    table: pandas.DataFrame,
+    name: str,
+    target: str | None,
+    features: Sequence[str] | None,
+    *,
+    new: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...], tuple[str, ...], str]:
     """Return samples, targets, names of the samples and of the features, and what the target is called.
 
@@ -86,6 +99,8 @@ def columns_of(
         Column to predict.
     features : sequence of str, optional
         Columns to use; then the target may be missing.
+    new : bool
+        Whether targets may be missing, see `plain_targets`.
 
     Returns
     -------
@@ -101,39 +116,76 @@ def columns_of(
     """
     import pandas
 
-    if features is not None and target not in table.columns:
-        target = None  # tables to predict from may lack it
-    named = _target_column(table, target, name)
+    named: str | None = None
+    if target in table.columns or (features is None and not new):
+        named = _target_column(table, target, name)
+    elif not new or target is None or target.lower() in GENERAL:  # tables to predict from may lack it
+        named = _target_column(table, None, name)
     chosen = list(features) if features is not None else [c for c in table.columns if c != named]
     missing = [column for column in chosen if column not in table.columns]
     if missing:
         raise DataError(f"regress: {name} has no column {missing[0]!r}. Columns: {_listed(table.columns)}.")
     samples: tuple[str, ...] = ()
-    if features is None and chosen and not pandas.api.types.is_numeric_dtype(table[chosen[0]]):
+    numeric = {c for c in table.columns if pandas.api.types.is_numeric_dtype(table[c])}
+    if features is None and chosen and chosen[0] not in numeric:
         samples = tuple(map(str, table[chosen.pop(0)]))  # a first column of names
+    elif features is not None:
+        others = [c for c in table.columns if c not in numeric and c not in chosen and c != named]
+        samples = tuple(map(str, table[others[0]])) if others else ()
     for column in chosen:
-        if not pandas.api.types.is_numeric_dtype(table[column]):
+        if column not in numeric:
             raise DataError(
                 f"regress: column {column!r} of {name} holds {str(table[column].iloc[0])[:30]!r}, expected "
                 f"numbers. If it is the target, say --target {column!r}; else take it out."
             )
     if not chosen or not len(table):
         raise DataError(f"regress: {name} holds no numbers beside the target. Give one column per feature.")
-    y = None if named is None else plain_targets(table[named])
+    y = None if named is None else plain_targets(table[named], new=new)
     X = table[chosen].to_numpy(dtype=np.float64, na_value=np.nan)
     return X, y, samples, tuple(chosen), named or "y"
 
 
-def plain_targets(column: pandas.Series) -> np.ndarray:
-    """Return a column of targets; missing ones are refused."""
-    if column.isna().any():
-        row = int(np.flatnonzero(column.isna())[0])
+def plain_targets(
+    column: pandas.Series, *, new: bool = False, places: Sequence[int] | None = None
+) -> np.ndarray | None:
+    """Return a column of targets.
+
+    Parameters
+    ----------
+    column : Series
+    new : bool
+        Whether targets may be missing: then they are NaN or None, and None is returned if all are. Else
+        missing ones are refused.
+    places : sequence of int, optional
+        Rows of the file, for messages.
+
+    Returns
+    -------
+    ndarray or None
+
+    Raises
+    ------
+    DataError
+        If a target is missing that must not be.
+    """
+    missing = column.isna().to_numpy()
+    if missing.any() and not new:
+        row = int(np.flatnonzero(missing)[0])
+        row = row if places is None else places[row]
         raise DataError(f"regress: the target {column.name!r} is missing in row {row + 1}. Drop the row.")
+    if len(missing) and missing.all():
+        return None
     values = column.to_numpy()
-    return values.astype(str) if values.dtype.kind not in "fiub" else values
+    if values.dtype.kind in "fiub":
+        return values
+    if missing.any():
+        return np.array([None if gone else str(v) for v, gone in zip(values, missing, strict=True)], object)
+    return values.astype(str)
 
 
-def targets_in_order(table: pandas.DataFrame | None, target: str | None, N: int) -> np.ndarray | None:
+def targets_in_order(
+    table: pandas.DataFrame | None, target: str | None, N: int, *, new: bool = False
+) -> np.ndarray | None:
     """Return the targets of a table with one row per sample."""
     if table is None:
         return None
@@ -141,13 +193,21 @@ def targets_in_order(table: pandas.DataFrame | None, target: str | None, N: int)
         raise ShapeError(
             f"regress: the labels have {len(table)} rows for {N} samples. Give one row per sample."
         )
-    return plain_targets(table[target_of(table, target)])
+    named = target_of(table, target, new=new)
+    return None if named is None else plain_targets(table[named], new=new)
 
 
-def target_of(table: pandas.DataFrame | None, target: str | None) -> str:
-    """Return the name of the target column: as named, "y" or the like, or the last one."""
+def target_of(table: pandas.DataFrame | None, target: str | None, *, new: bool = False) -> str | None:
+    """Return the name of the target column: as named, "y" or the like, or the last one.
+
+    Of `new` samples the column need not be there: if it has a name of its own, no other is taken for it.
+    """
     if table is None:
         return target or "y"
+    if new and target is not None and target not in table.columns:
+        if target.lower() not in GENERAL:
+            return None
+        target = None
     return _target_column(table, target, "the table of labels") or str(table.columns[-1])
 
 

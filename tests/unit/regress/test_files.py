@@ -78,6 +78,51 @@ def test_a_folder_with_a_table_of_labels(pictures, tmp_path, form):
     assert read_collection(source, labels=labels, target="age").y.tolist() == [10, 20, 30]
 
 
+def test_only_a_column_that_names_all_files_is_taken(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for i in (1, 2, 3):
+        image.fromarray(np.full((2, 2), i, dtype=np.uint8)).save(folder / f"{i}.png")
+    read = lambda **columns: read_collection(folder, labels=table(tmp_path / "l.csv", **columns))  # noqa: E731
+    files = ["3.png", "1.png", "2.png"]
+    # Visits and ages are numbers like the stems of the files, and come first.
+    assert read(visit=[1, 1, 2], file=files, y=[30, 10, 20]).y.tolist() == [10, 20, 30]
+    assert read(age=[1, 2, 3], file=files, y=[30, 10, 20]).y.tolist() == [10, 20, 30]
+    # Columns that agree do no harm.
+    assert read(a=files, b=files, y=[30, 10, 20]).y.tolist() == [10, 20, 30]
+    with pytest.raises(DataError, match=r"columns 'age' and 'id' of the labels both name all files"):
+        read(age=[1, 2, 3], id=[3, 1, 2], y=[30, 10, 20])
+    with pytest.raises(DataError, match=r"name 1.png in column 'file' in 2 rows \(2, 4\)"):
+        read(file=[*files, "1.png"], y=[30, 10, 20, 11])
+    with pytest.raises(DataError, match=r"name no 3.png in column 'file'"):
+        read(age=[1, 1, 7], file=["9.png", "1.png", "2.png"], y=[30, 10, 20])
+    with pytest.raises(DataError, match=r"the target 'y' is missing in row 3"):
+        read(file=["3.png", "2.png", "1.png"], y=[30, 10, np.nan])
+
+
+def test_numbers_of_files_keep_their_zeros(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for i in (1, 2):
+        image.fromarray(np.full((2, 2), i, dtype=np.uint8)).save(tmp_path / f"00{i}.png")
+    (tmp_path / "l.csv").write_text("id,y\n002,20\n001,10\n")
+    assert read_collection(tmp_path, labels=tmp_path / "l.csv").y.tolist() == [10, 20]
+
+
+def test_new_samples_need_no_targets(tmp_path):
+    path = table(tmp_path / "t.csv", a=[1, 2], name=["p", "q"], y=[3, None], age=[4, 5])
+    found = read_collection(path, features=["a"], target="y", new=True)
+    assert found.samples == ("p", "q")
+    np.testing.assert_array_equal(found.y, [3, np.nan])
+    assert read_collection(path, features=["a"], target="weight", new=True).y is None
+    empty = table(tmp_path / "e.csv", a=[1, 2], y=[None, None])
+    assert read_collection(empty, features=["a"], target="y", new=True).y is None
+    np.savez(tmp_path / "a.npz", X=X, y=Y, age=2 * Y)
+    assert read_collection(tmp_path / "a.npz", target="age", new=True).target == "age"
+    assert read_collection(tmp_path / "a.npz", target="weight", new=True).y is None
+    assert read_collection(tmp_path / "a.npz", target="folder", new=True).y.tolist() == Y.tolist()
+
+
 def test_volumes(tmp_path):
     nibabel = pytest.importorskip(
         "nibabel", reason="nibabel is not installed (pip install 'lowdim[imaging]')"
