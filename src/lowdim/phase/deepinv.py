@@ -73,6 +73,6 @@ class DeepinvMeasurement(Measurement):
         return self.physics.B(images).reshape(*lead, self.samples)
 
     def adjoint(self, c: Tensor) -> Tensor:
-        """Return ``B^H c_k``, frames of shape (..., q, *image)."""
+        """Return ``B^H c_k``, frames of shape (..., q, n1, ..., nd)."""
         images = self.physics.B_adjoint(c.reshape(-1, *self._measured).to(self.dtype))
         return images.reshape(*c.shape[:-1], *self.image_shape)

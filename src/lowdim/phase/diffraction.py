@@ -37,8 +37,7 @@ class CodedDiffraction(Measurement):
     References
     ----------
     .. [1] E. Candes, X. Li, M. Soltanolkotabi, "Phase retrieval from coded diffraction patterns", Appl.
-    Comput.
-       Harmon. Anal. 39, 2015, eq. 1.1.
+       Comput. Harmon. Anal. 39, 2015, eq. 1.1.
 
     Examples
     --------

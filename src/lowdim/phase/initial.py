@@ -66,7 +66,7 @@ def joint_spectrum(
     -------
     values : Tensor, shape (rank,)
         Largest first.
-    images : Tensor, shape (rank, *image)
+    images : Tensor, shape (rank, n1, ..., nd)
         Orthonormal.
     """
     n, total = A.pixels, weights.numel()
@@ -107,7 +107,7 @@ def frame_spectrum(A: Measurement, weights: Tensor, *, real: bool = False, seed:
 
     Returns
     -------
-    Tensor, shape (q, *image)
+    Tensor, shape (q, n1, ..., nd)
     """
     q, n = len(weights), prod(A.image_shape)
     dtype = weights.dtype if real or not A.dtype.is_complex else A.dtype

@@ -64,8 +64,7 @@ class LowRankPhaseRetrieval(BaseEstimator):
        Theory 66, 2020.
     .. [2] N. Vaswani, S. Nayer, Y. Eldar, "Low-rank phase retrieval", IEEE Trans. Signal Process. 65, 2017.
     .. [3] S. Nayer, N. Vaswani, "Fast and sample-efficient federated low rank matrix recovery from
-    column-wise
-       linear and quadratic projections", IEEE Trans. Inf. Theory 69, 2023.
+       column-wise linear and quadratic projections", IEEE Trans. Inf. Theory 69, 2023.
 
     Examples
     --------

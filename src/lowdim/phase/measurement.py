@@ -67,11 +67,11 @@ class Measurement(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``A_k x_k``: of frames (..., q, *image), shape (..., q, m)."""
+        """Return ``A_k x_k``: of frames (..., q, n1, ..., nd), shape (..., q, m)."""
 
     @abstractmethod
     def adjoint(self, c: Tensor) -> Tensor:
-        """Return ``A_k^H c_k``: of (..., q, m), frames of shape (..., q, *image)."""
+        """Return ``A_k^H c_k``: of (..., q, m), frames of shape (..., q, n1, ..., nd)."""
 
     def magnitudes(self, x: Tensor) -> Tensor:
         """Return ``|A_k x_k|``, shape (..., q, m): what a detector without noise would see."""
@@ -83,7 +83,7 @@ class DenseMeasurement(Measurement):
 
     Parameters
     ----------
-    A : Tensor, shape (q, m, *image) or (m, *image)
+    A : Tensor, shape (q, m, n1, ..., nd) or (m, n1, ..., nd)
         Rows are the conjugated measurement vectors, so that ``A x`` is measured.
     image_shape : sequence of int, optional
         Needed where A ends in one axis of all pixels.
@@ -105,8 +105,9 @@ class DenseMeasurement(Measurement):
         lead = A.shape[: A.ndim - len(shape)] if tuple(A.shape[-len(shape) :]) == shape else A.shape[:-1]
         if len(lead) not in (1, 2):
             raise ShapeError(
-                f"A of shape {tuple(A.shape)} is no map of images {shape}. Give (q, m, *image) with a matrix "
-                "per frame, or (m, *image) for all; or image_shape, if its last axis holds all pixels."
+                f"A of shape {tuple(A.shape)} is no map of images {shape}. Give (q, m, n1, ..., nd) with a "
+                "matrix per frame, or (m, n1, ..., nd) for all; or image_shape, if its last axis holds all "
+                "pixels."
             )
         super().__init__(
             frames=lead[0] if len(lead) == 2 else None,
@@ -131,7 +132,7 @@ class DenseMeasurement(Measurement):
         return (self.matrix @ columns).permute(2, 0, 1).reshape(*lead, flat.shape[-2], self.samples)
 
     def adjoint(self, c: Tensor) -> Tensor:
-        """Return ``A_k^H c_k``, frames of shape (..., q, *image)."""
+        """Return ``A_k^H c_k``, frames of shape (..., q, n1, ..., nd)."""
         lead = c.shape[:-2]
         columns = c.reshape(-1, *c.shape[-2:]).permute(1, 2, 0)
         flat = (self.matrix.mH @ columns).permute(2, 0, 1)
@@ -179,8 +180,8 @@ def measurement_of(A: Any, *, image_shape: Sequence[int] | None, where: str) -> 
                 A = torch.as_tensor(np.asarray(A))
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{where}: A is a {type(A).__name__}, expected a tensor (q, m, *image), a Measurement or a "
-                "physics of deepinv."
+                f"{where}: A is a {type(A).__name__}, expected a tensor (q, m, n1, ..., nd), a Measurement "
+                "or a physics of deepinv."
             ) from error
     A = A.detach()
     if not (A.is_floating_point() or A.is_complex()) or A.dtype in (torch.float16, torch.bfloat16):

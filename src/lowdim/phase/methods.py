@@ -123,7 +123,7 @@ class Fitted:
 
     Parameters
     ----------
-    frames : ndarray, shape (q, *image)
+    frames : ndarray, shape (q, n1, ..., nd)
         Each up to its unit factor.
     model : estimator or None
     loss : list of float

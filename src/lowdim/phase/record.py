@@ -62,7 +62,7 @@ def unexplained(
     Parameters
     ----------
     A : Measurement
-    frames : ndarray, shape (q, *image)
+    frames : ndarray, shape (q, n1, ..., nd)
     y : ndarray, shape (q, m)
         Magnitudes.
     weights : ndarray, shape (q, m), or None
@@ -89,7 +89,7 @@ def errors_of(frames: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
 
     Parameters
     ----------
-    frames, truth : ndarray, shape (q, *image)
+    frames, truth : ndarray, shape (q, n1, ..., nd)
 
     Returns
     -------

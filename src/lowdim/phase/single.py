@@ -32,7 +32,7 @@ def frame_by_frame(
 
     Returns
     -------
-    Tensor, shape (q, *image)
+    Tensor, shape (q, n1, ..., nd)
     """
     with few_threads(problem.entries, small=SMALL):
         return _frame_by_frame(problem, max_iter=max_iter, callback=callback)
