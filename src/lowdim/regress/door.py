@@ -51,7 +51,8 @@ def enter(
     Raises
     ------
     DataError
-        With the message of scikit-learn: NaN, infinity, complex numbers, sparse input.
+        With the message of scikit-learn: NaN or infinity (in a place that the mask of the estimator does not
+        hide), complex numbers, sparse input.
     ShapeError
         Likewise: X is empty or has other features than it was fitted to, or y another length.
     """
@@ -75,6 +76,7 @@ def enter(
         options: dict[str, Any] = {
             "dtype": [np.float64, np.float32],
             "ensure_min_samples": least,
+            "ensure_all_finite": estimator.mask is None,
             "reset": fit,
         }
         y = y.detach().cpu().numpy() if isinstance(y, Tensor) else y
@@ -82,6 +84,10 @@ def enter(
             X, y = validate_data(estimator, X, y, multi_output=numeric, y_numeric=numeric, **options)
         else:
             X = validate_data(estimator, X, **options)
+        if estimator.mask is not None and not np.isfinite(_visible(estimator, X)).all():
+            raise DataError(
+                f"{where}: Input X contains NaN or infinity inside the mask. Impute or drop these samples."
+            )
         return X, given or X.shape[1:], y
     except ValueError as error:
         if isinstance(error, (DataError, ShapeError)):
@@ -110,10 +116,10 @@ def _large(estimator: Any, X: Any, where: str, *, least: int, fit: bool) -> tupl
         if X.dtype not in (torch.float32, torch.float64):
             X = X.to(torch.float32 if X.dtype in (torch.float16, torch.bfloat16) else torch.float64)
         X = X.detach()
-        finite = bool(X.isfinite().all())
+        finite = bool(_visible(estimator, X).isfinite().all())
     else:
         step = rows_at_once(prod(given))
-        finite = all(np.isfinite(X[i : i + step]).all() for i in range(0, len(X), step))
+        finite = all(np.isfinite(_visible(estimator, X[i : i + step])).all() for i in range(0, len(X), step))
     if not finite:
         raise DataError(f"{where}: Input X contains NaN or infinity. Impute or drop these samples.")
     if fit:
@@ -124,6 +130,15 @@ def _large(estimator: Any, X: Any, where: str, *, least: int, fit: bool) -> tupl
             "features as input."
         )
     return X.reshape(len(X), -1) if isinstance(X, Tensor) else X, given
+
+
+def _visible(estimator: Any, X: Any) -> Any:
+    """Return the rows (N, places) that the estimator looks at: what a mask hides may be anything."""
+    mask, rows = estimator.mask, X.reshape(len(X), -1)
+    if mask is None:
+        return rows
+    seen = np.asarray(mask).reshape(-1)
+    return rows[:, seen] if seen.dtype == np.bool_ and seen.size == rows.shape[1] else rows
 
 
 def weights_of(sample_weight: Any, N: int, *, where: str) -> np.ndarray:

@@ -73,6 +73,17 @@ class Grid:
         full[:, seen] = rows[:, seen] if self.columns == self.size else rows
         return full
 
+    def visible(self, X: Any) -> Any:
+        """Return the samples X (N, n1, ..., nd) or (N, columns) as rows (N, places) that are looked at.
+
+        Examples
+        --------
+        >>> Grid((2, 2), 4, np.eye(2) > 0).visible(np.arange(4).reshape(1, 2, 2))
+        array([[0, 3]])
+        """
+        rows = X.reshape(len(X), -1)
+        return rows if self.mask is None or rows.shape[1] != self.size else rows[:, self.mask.reshape(-1)]
+
 
 def grid_of(given: Sequence[int], *, shape: Sequence[int] | None, mask: Any, where: str) -> Grid:
     """Return the grid of samples, or refuse what does not fit.

@@ -44,7 +44,7 @@ class TensorRegressor(RegressorMixin, TensorModel):
         plain vectors, and the model is ridge regression.
     mask : array-like of bool of shape (n1, ..., nd), optional
         Places that are looked at: X may hold these only, (N, mask.sum()), as maskers of nilearn give them.
-        Coefficients elsewhere are shown as 0.
+        Coefficients elsewhere are shown as 0, and X may hold NaN there.
     alpha : float, default 1e-3
         Penalty, in units of the mean squared feature (scikit-learn's Ridge: alpha times the number of
         samples).

@@ -63,6 +63,26 @@ def test_several_targets_have_factors_of_their_own(data):
     assert TensorRegressor(2).fit(X, Y[:, :1]).predict(X).shape == (150, 1)
 
 
+@pytest.mark.parametrize("kind", ["array", "rows", "list", "map", "tensor"])
+def test_a_mask_hides_what_is_no_number(data, tmp_path, kind):
+    X, y, _ = data
+    mask = np.arange(30).reshape(6, 5) % 4 > 0
+    np.save(tmp_path / "x.npy", np.where(mask, X, np.nan))
+    hollow = np.load(tmp_path / "x.npy", mmap_mode="r" if kind == "map" else None)
+    given = {"rows": lambda a: a.reshape(len(a), -1), "list": np.ndarray.tolist, "tensor": torch.as_tensor}
+    made = given.get(kind, lambda a: a)
+    model = TensorRegressor(1, mask=mask).fit(made(hollow), y)
+    plain = TensorRegressor(1, mask=mask).fit(X, y)
+    np.testing.assert_allclose(model.coef_, plain.coef_, rtol=1e-8)
+    np.testing.assert_allclose(model.predict(made(hollow)), plain.predict(X))
+    inside = np.array(hollow)
+    inside[(4, *np.argwhere(mask)[0])] = np.inf
+    with pytest.raises(DataError, match="contains NaN or infinity"):
+        TensorRegressor(1, mask=mask).fit(made(inside), y)
+    with pytest.raises(DataError, match="contains NaN or infinity"):
+        model.predict(made(inside))
+
+
 def test_a_mask_leaves_places_out():
     rng = np.random.default_rng(0)
     mask = rng.random((6, 5)) < 0.7
