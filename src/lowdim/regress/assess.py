@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 
 from lowdim.errors import DataError, LowdimWarning
 
-__all__ = ["Assessment", "assess", "baseline"]
+__all__ = ["Assessment", "assess", "baseline", "check_folds"]
 
 PENALTIES = np.logspace(-3, 5, 17)
 """Of ridge regression, as scikit-learn counts them, in units of the mean squared feature."""
@@ -106,10 +106,7 @@ def assess(
     DataError
         If there are too few samples (of a class) for so many folds.
     """
-    least = int(np.unique(y, return_counts=True)[1].min()) if classifier else len(y)
-    if folds < 2 or least < folds:
-        what = "samples of the rarest class" if classifier else "samples"
-        raise DataError(f"regress: {folds} folds cannot be made of {least} {what}. Use 2 to {least} folds.")
+    check_folds(y, classifier=classifier, folds=folds)
     kind = StratifiedKFold if classifier else KFold
     splits = kind(folds, shuffle=True, random_state=seed)
     predicted, plain = np.empty_like(y), np.empty_like(y)
@@ -120,12 +117,42 @@ def assess(
             # Of fits that are only tried nobody needs to hear that they took too long.
             warnings.simplefilter("ignore", ConvergenceWarning)
             warnings.simplefilter("ignore", LowdimWarning)
+            # Of a rare class the folds within a fold cannot all have a sample.
+            warnings.filterwarnings("ignore", message="The least populated class")
             predicted[test] = search.fit(X[train], y[train]).predict(X[test])
-        plain[test] = baseline(X[train], y[train], X[test], classifier=classifier)
+        plain[test] = baseline(X[train], y[train], X[test], classifier=classifier, seed=seed)
     return Assessment(predicted, plain, y, classifier)
 
 
-def baseline(X: np.ndarray, y: np.ndarray, new: np.ndarray, *, classifier: bool) -> np.ndarray:
+def check_folds(y: np.ndarray, *, classifier: bool, folds: int) -> None:
+    """Refuse more folds than there are samples, or samples of a class.
+
+    Parameters
+    ----------
+    y : ndarray of shape (N,)
+    classifier : bool
+    folds : int
+
+    Raises
+    ------
+    DataError
+    """
+    least, what = len(y), "samples"
+    if classifier:
+        labels, counts = np.unique(y, return_counts=True)
+        least, what = int(counts.min()), "samples of the rarest class"
+        if least < 2:
+            rare = labels[counts.argmin()].item()
+            raise DataError(
+                f"regress: class {rare!r} has one sample, expected two or more, to fit one and predict the "
+                "other. Drop it, or join it with another class."
+            )
+    if folds < 2 or least < folds:
+        use = "2 folds" if least == 2 else f"2 to {least} folds"
+        raise DataError(f"regress: {folds} folds cannot be made of {least} {what}. Use {use}.")
+
+
+def baseline(X: np.ndarray, y: np.ndarray, new: np.ndarray, *, classifier: bool, seed: int = 0) -> np.ndarray:
     """Predict by ridge or logistic regression on vectors, its penalty chosen by cross-validation.
 
     Neither model changes when coordinates are turned, so with fewer samples than features both are fitted in
@@ -137,6 +164,8 @@ def baseline(X: np.ndarray, y: np.ndarray, new: np.ndarray, *, classifier: bool)
     y : ndarray of shape (N,)
     new : ndarray of shape (M, n1, ..., nd)
     classifier : bool
+    seed : int
+        Of the order of the samples.
 
     Returns
     -------
@@ -156,6 +185,10 @@ def baseline(X: np.ndarray, y: np.ndarray, new: np.ndarray, *, classifier: bool)
                 from sklearn.linear_model import LogisticRegression
 
                 return LogisticRegression(C=0.01, max_iter=1000).fit(flat, y).predict(other)
-            model = LogisticRegressionCV(Cs=INVERSE_PENALTIES, cv=folds, max_iter=1000)
+            model = LogisticRegressionCV(
+                Cs=INVERSE_PENALTIES,
+                cv=StratifiedKFold(folds, shuffle=True, random_state=seed),
+                max_iter=1000,
+            )
             return model.fit(flat, y).predict(other)
         return RidgeCV(alphas=PENALTIES).fit(flat, y).predict(other)

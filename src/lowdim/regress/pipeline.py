@@ -9,33 +9,31 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from lowdim.errors import DataError, LowdimWarning, RunError
-from lowdim.regress.assess import Assessment, assess
+from lowdim.regress.assess import Assessment, assess, check_folds
 from lowdim.regress.classifier import TensorClassifier
 from lowdim.regress.files import Collection, collection_of, mask_of
 from lowdim.regress.grid import Grid, check_ranks, grid_of
-from lowdim.regress.record import assessment_record, maps_record, plain
+from lowdim.regress.record import assessment_record, maps_record, plain, sentence_of, table_notes
 from lowdim.regress.regressor import TensorRegressor
 from lowdim.regress.result import FORMAT, RegressResult
 from lowdim.regress.search import TensorClassifierCV, TensorRegressorCV
 from lowdim.regress.settings import Settings
+from lowdim.regress.targets import targets_of
 from lowdim.runs import Run, digest, versions
 
 __all__ = ["Progress", "regress"]
 
 Progress = Callable[[str, int, int, str], None]
 Task = Literal["auto", "regression", "classification"]
-
-FEW = 10
-"""Whole numbers of at most so many values are classes, unless the task is named."""
 
 
 def regress(
@@ -47,8 +45,8 @@ def regress(
     mask: Any = None,
     shape: Sequence[int] | None = None,
     task: Task = "auto",
-    ranks: Sequence[Any] | None = None,
-    alphas: Sequence[float] | None = None,
+    ranks: int | Sequence[Any] | None = None,
+    alphas: float | Sequence[float] | None = None,
     decomposition: str = "cp",
     loss: str = "logistic",
     folds: int = 5,
@@ -72,14 +70,14 @@ def regress(
     labels : path, optional
         Table of the targets, of folders and arrays.
     mask : path or array-like of shape (n1, ..., nd), optional
-        Places that are looked at, not zero there.
+        Places that are looked at, not zero there. Samples may hold NaN elsewhere.
     shape : sequence of int, optional
         (n1, ..., nd), for samples that are laid flat.
     task : {"auto", "regression", "classification"}
         "auto" takes words, and whole numbers of at most ten values, for classes.
-    ranks : sequence of int or of tuple of int, optional
+    ranks : int, or sequence of int or of tuple of int, optional
         Ranks to choose from; 1, 2 and 3 by default.
-    alphas : sequence of float, optional
+    alphas : float or sequence of float, optional
         Penalties to choose from, in units of the mean squared feature.
     decomposition : {"cp", "tucker"}
     loss : {"logistic", "squared_hinge"}
@@ -124,11 +122,11 @@ def regress(
     """
     settings = Settings(
         task,
-        None if ranks is None else tuple(ranks),
-        None if alphas is None else tuple(alphas),
+        ranks,
+        alphas,
         decomposition,
         loss,
-        None if shape is None else tuple(shape),
+        shape,
         folds,
         n_init,
         seed,
@@ -145,7 +143,7 @@ def regress(
                     output,
                     command="regress fit",
                     arguments={"source": job.name, "target": target, "mask": hidden, **settings.arguments()},
-                    seed=seed,
+                    seed=settings.seed,
                     inputs={"samples": found.digest()},
                     resume=resume,
                     restart=restart,
@@ -181,66 +179,35 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     grid: Grid = field(init=False)
+    X: np.ndarray = field(init=False)
+    y: np.ndarray = field(init=False)
+    classifier: bool = field(init=False)
+    scale: float = field(init=False)
 
     def __post_init__(self) -> None:
-        X, y = self.found.X, self.found.y
-        if y is None:
-            raise DataError(
-                f"regress: {self.name} has no targets. Name their column or array with target=..., or a "
-                "table with labels=..., or keep one folder per class."
-            )
-        self.y: np.ndarray = y
-        if len(X) < 4:
-            raise DataError(f"regress: {self.name} has {len(X)} samples, expected 4 or more.")
-        finite = np.isfinite(X.reshape(len(X), -1)).all(1)
+        found, settings = self.found, self.settings
+        self.y, self.classifier = targets_of(found.y, found.samples, task=settings.task, name=self.name)
+        if len(self.y) < 4:
+            raise DataError(f"regress: {self.name} has {len(self.y)} samples, expected 4 or more.")
+        self.grid = grid_of(found.X.shape[1:], shape=settings.shape, mask=self.mask, where="regress")
+        # What the mask hides counts for nothing: not for the unit, nor for the plain model.
+        self.X = self.grid.visible(found.X)
+        finite = np.isfinite(self.X).all(1)
         if not finite.all():
-            first = self.found.samples[int(np.flatnonzero(~finite)[0])]
+            first = found.samples[int(np.flatnonzero(~finite)[0])]
             raise DataError(
                 f"regress: sample {first} of {self.name} holds NaN or infinity. Impute or drop it."
             )
-        self.grid = grid_of(X.shape[1:], shape=self.settings.shape, mask=self.mask, where="regress")
-        if self.settings.ranks is not None:
-            for rank in self.settings.ranks:
-                check_ranks(rank, self.grid, decomposition=self.settings.decomposition, where="regress")
-        self.classifier = self._is_classification()
-        if not self.classifier:
-            self.y = self._numbers()
-        elif len(np.unique(y)) < 2:
-            raise DataError(
-                f"regress: all targets of {self.name} are {y.tolist()[0]!r}. Classification needs two or "
-                "more classes."
-            )
-        self.scale = self._scale()
-
-    def _is_classification(self) -> bool:
-        if self.settings.task != "auto":
-            return self.settings.task == "classification"
-        kind = self.y.dtype.kind
-        return kind not in "fiu" or (kind in "iu" and len(np.unique(self.y)) <= FEW)
-
-    def _numbers(self) -> np.ndarray:
-        try:
-            y = self.y.astype(np.float64)
-        except ValueError as error:
-            raise DataError(
-                f"regress: targets of {self.name} are no numbers ({error}). Use task='classification'."
-            ) from error
-        if not np.isfinite(y).all():
-            raise DataError(
-                f"regress: some targets of {self.name} are missing or infinite. Drop these samples."
-            )
-        if y.std() == 0:
-            raise DataError(f"regress: all targets of {self.name} are {y[0]:g}: there is nothing to predict.")
-        return y
-
-    def _scale(self) -> float:
-        X = self.found.X
-        scale = float(np.std(X, dtype=np.float64))
-        if scale == 0:
+        for rank in settings.ranks or ():
+            check_ranks(rank, self.grid, decomposition=settings.decomposition, where="regress")
+        check_folds(self.y, classifier=self.classifier, folds=settings.folds)
+        self.scale = float(np.std(self.X, dtype=np.float64))
+        if self.scale == 0:
             raise DataError(
                 f"regress: all numbers of the samples of {self.name} are equal: nothing can be learned."
             )
-        return scale
+        if found.kind == "table":
+            self.notes += table_notes(self.X, found.features)
 
     def tell(self, phase: str, done: int, total: int, text: str) -> None:
         """Report progress."""
@@ -258,17 +225,19 @@ class Job:
         }
         if settings.alphas is not None:
             options["alphas"] = settings.alphas
+        # Samples may lie in order: every fold gets some of all.
+        folds: dict[str, Any] = {"shuffle": True, "random_state": settings.seed}
+        # Within a fold of the assessment there are fewer samples, of all or of a class.
+        least = int(np.unique(self.y, return_counts=True)[1].min()) if self.classifier else len(self.y)
+        inner = max(2, min(settings.folds, least - -(-least // settings.folds)))
         if self.classifier:
-            rarest = int(np.unique(self.y, return_counts=True)[1].min())
-            # Within a fold of the assessment a class has lost some of its samples.
-            inner = max(2, min(settings.folds, rarest - -(-rarest // settings.folds)))
-            return TensorClassifierCV(settings.ranks, loss=settings.loss, cv=inner, **options)
-        return TensorRegressorCV(settings.ranks, cv=settings.folds, **options)
+            splits = StratifiedKFold(inner, **folds)
+            return TensorClassifierCV(settings.ranks, loss=settings.loss, cv=splits, **options)
+        return TensorRegressorCV(settings.ranks, cv=KFold(inner, **folds), **options)
 
     def result(self) -> RegressResult:
         """Assess, fit, and return what was found."""
-        X = self.found.X.reshape(len(self.y), -1)
-        X = X / (np.float32(self.scale) if X.dtype == np.float32 else self.scale)
+        X = self.X / (np.float32(self.scale) if self.X.dtype == np.float32 else self.scale)
         begin, folds = clock.perf_counter(), self.settings.folds
         self.tell("assess", 0, folds, "")
         told = lambda done: self.tell("assess", done, folds, f"fold {done + 1}")  # noqa: E731
@@ -297,12 +266,14 @@ class Job:
         self.seconds["fit"] = clock.perf_counter() - begin
         self.tell("fit", 1, 1, "")
         model = unscaled(search, self.scale)
+        model.n_features_in_ = self.grid.columns  # it takes samples as they were given
         table = pd.DataFrame({"sample": self.found.samples, "target": self.y, "predicted": found.predicted})
         return RegressResult(model, table, self._report(search, model, found))
 
     def _report(self, search: Any, model: Any, found: Assessment) -> dict[str, Any]:
         settings, classes = self.settings, model.classes_.tolist() if self.classifier else None
         affine = self.found.affine
+        rank = search.rank_ if len(self.grid.shape) > 1 else None
         report = {
             "format": FORMAT,
             "source": self.name,
@@ -312,18 +283,20 @@ class Job:
             "kind": self.found.kind,
             "samples": len(self.y),
             "shape": list(self.grid.shape),
-            "places": self.grid.columns if self.mask is None else int(self.mask.sum()),
+            "flat": self.found.X.ndim == 2,
+            "places": self.X.shape[1],
             "masked": self.mask is not None,
             "features": list(self.found.features),
             "affine": None if affine is None else affine.tolist(),
             "classes": None if classes is None else [str(label) for label in classes],
             "form": "vector" if len(self.grid.shape) == 1 else settings.decomposition,
-            "rank": search.rank_ if len(self.grid.shape) > 1 else None,
+            "rank": rank,
             "alpha": search.alpha_,
             "parameters": model.n_parameters_,
+            "plain_parameters": self.X.shape[1] * (len(classes) if classes and len(classes) > 2 else 1),
             "steps": model.n_iter_,
             "assessment": assessment_record(found, classes),
-            "sentence": self._sentence(search, found),
+            "sentence": sentence_of(found, rank, self.X.shape[1]),
             "comparison": {key: list(values) for key, values in search.cv_results_.items()},
             "maps": maps_record(
                 model.coef_, self.grid.shape, [] if classes is None else [str(c) for c in classes]
@@ -336,20 +309,6 @@ class Job:
             "versions": versions("pandas", "scikit-learn"),
         }
         return plain(report)
-
-    def _sentence(self, search: Any, found: Assessment) -> str:
-        score, other, (gain, error) = found.score, found.plain_score, found.gain
-        form = "Plain coefficients" if len(self.grid.shape) == 1 else f"Coefficients of rank {search.rank_}"
-        if self.classifier:
-            what = f"{form} classify {score:.1%} of the held-out samples correctly"
-            which = f"logistic regression on all {prod(self.grid.shape):,} places {other:.1%}"
-        else:
-            what = f"{form} explain {score:.1%} of the variance of held-out samples"
-            which = f"ridge regression on all {prod(self.grid.shape):,} places {other:.1%}"
-        verdict = "no difference beyond chance"
-        if abs(gain) > 2 * error:
-            verdict = "better beyond chance" if gain > 0 else "worse beyond chance: prefer the plain model"
-        return f"{what}, {which}: {verdict}."
 
 
 def unscaled(search: Any, scale: float) -> Any:

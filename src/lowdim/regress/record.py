@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lowdim.regress.assess import Assessment
 
-__all__ = ["assessment_record", "maps_record", "plain"]
+__all__ = ["assessment_record", "maps_record", "plain", "sentence_of", "table_notes"]
 
 PIXELS = 96
 """Rows and columns of a coefficient map that are shown."""
@@ -141,3 +142,78 @@ def assessment_record(found: Assessment, classes: list[Any] | None) -> dict[str,
         rows = np.unique(np.linspace(0, len(found.y) - 1, min(len(found.y), POINTS)).round().astype(int))
         record["points"] = {"true": found.y[rows].tolist(), "predicted": found.predicted[rows].tolist()}
     return plain(record)
+
+
+def sentence_of(found: Assessment, rank: Any, places: int) -> str:
+    """Return the finding in one sentence.
+
+    Parameters
+    ----------
+    found : Assessment
+    rank : int, tuple of int or None
+        Of the coefficients; None of plain vectors.
+    places : int
+        Coefficients of the plain model.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> y = np.arange(4.0)
+    >>> sentence_of(Assessment(y, y, y, False), 1, 30)[:62]
+    'Coefficients of rank 1 explain 100.0% of the variance of held-'
+    """
+    gain, error = found.gain
+    form = "Plain coefficients" if rank is None else f"Coefficients of rank {rank}"
+    if found.classifier:
+        what = f"{form} classify {found.score:.1%} of the held-out samples correctly"
+        other = "logistic"
+    else:
+        what = f"{form} explain {found.score:.1%} of the variance of held-out samples"
+        other = "ridge"
+    verdict = "no difference beyond chance"
+    if abs(gain) > 2 * error:
+        better = "try other penalties" if rank is None else "prefer the plain model"
+        verdict = "better beyond chance" if gain > 0 else f"worse beyond chance: {better}"
+    return f"{what}, {other} regression on all {places:,} places {found.plain_score:.1%}: {verdict}."
+
+
+APART = 100
+"""Sizes of columns that differ by more are remarked on."""
+
+
+def table_notes(X: np.ndarray, features: Sequence[str]) -> list[str]:
+    """Return what is odd about the columns of a table.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, p)
+    features : sequence of str
+        Names of the columns.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> table_notes(np.array([[1, 0.5], [2, -0.5], [3, 1.0]]), ("id", "dose"))
+    ["Column 'id' counts the samples, and is used as a feature. If it holds their names, take it out."]
+    """
+    notes = []
+    if len(X) > 2 and (np.diff(X[:, 0]) == 1).all():
+        notes.append(
+            f"Column {features[0]!r} counts the samples, and is used as a feature. If it holds their names, "
+            "take it out."
+        )
+    sizes = np.sqrt(np.mean(np.square(X, dtype=np.float64), axis=0))
+    small, large = int(np.where(sizes > 0, sizes, np.inf).argmin()), int(sizes.argmax())
+    if sizes[large] > APART * sizes[small]:
+        notes.append(
+            f"Columns differ in size by a factor of {sizes[large] / sizes[small]:,.0f} ({features[small]!r} "
+            f"is the smallest, {features[large]!r} the largest), and one penalty is put on all. Divide each "
+            "by its standard deviation; take out columns that hold names."
+        )
+    return notes

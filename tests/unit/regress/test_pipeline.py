@@ -1,15 +1,24 @@
 """`regress`: what is taken for a class, honest assessments, units, results that load."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from drawn import classification, error, regression
 from sklearn.linear_model import LogisticRegressionCV, RidgeCV
+from sklearn.model_selection import StratifiedKFold
 
-from lowdim.errors import DataError, RunError
-from lowdim.regress import RegressResult, TensorClassifier, TensorRegressor, regress
+from lowdim.errors import DataError, RankError, RunError
+from lowdim.regress import (
+    RegressResult,
+    TensorClassifier,
+    TensorClassifierCV,
+    TensorRegressor,
+    TensorRegressorCV,
+    regress,
+)
 from lowdim.regress.assess import INVERSE_PENALTIES, PENALTIES, Assessment, assess, baseline
 from lowdim.regress.record import maps_record
 
@@ -95,7 +104,9 @@ def test_the_baseline_in_the_span_of_the_samples_is_the_plain_model(p):
     theirs = RidgeCV(alphas=PENALTIES).fit(X, y).predict(new)
     np.testing.assert_allclose(baseline(X, y, new, classifier=False), theirs, rtol=1e-6)
     labels = (y > 0).astype(int)
-    model = LogisticRegressionCV(Cs=INVERSE_PENALTIES, cv=5, max_iter=1000).fit(X, labels)
+    model = LogisticRegressionCV(
+        Cs=INVERSE_PENALTIES, cv=StratifiedKFold(5, shuffle=True, random_state=0), max_iter=1000
+    ).fit(X, labels)
     np.testing.assert_array_equal(baseline(X, labels, new, classifier=True), model.predict(new))
 
 
@@ -111,6 +122,116 @@ def test_too_many_folds_are_refused():
         regress(X, y=np.repeat(["a", "b"], 15), task="regression")
     with pytest.raises(RunError, match="need the output folder"):
         regress(X, y=y, resume=True)
+
+
+@pytest.mark.parametrize("kind", [regression, classification])
+def test_folds_within_folds_are_drawn(monkeypatch, kind):
+    # Samples often lie in order, of time or of site: folds are no stretches of them.
+    seen = []
+    for search in (TensorRegressorCV, TensorClassifierCV):
+        folds = search._folds
+        keep = lambda *given, folds=folds, **options: seen.append(folds(*given, **options)) or seen[-1]  # noqa: E731
+        monkeypatch.setattr(search, "_folds", keep)
+    X, y, _ = kind(N=60)
+    regress(X, y=y, **QUICK)
+    assert len(seen) == 4
+    first = [test.tolist() for _, test in seen[-1]]
+    seen.clear()
+    regress(X, y=y, seed=1, **QUICK)
+    assert [test.tolist() for _, test in seen[-1]] != first
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    X, y, _ = regression(N=60)
+    options = {"ranks": np.arange(1, 3), "alphas": np.array([1e-3, 1e-1]), "folds": np.int64(3)}
+    shape = (np.int64(6), np.int64(5))
+    result = regress(
+        X, y=y, seed=np.int64(1), n_init=np.int32(1), shape=shape, output=tmp_path / "out", **options
+    )
+    assert result.report == RegressResult.load(tmp_path / "out").report
+    assert regress(X, y=y, seed=1, **QUICK).report["assessment"] == result.report["assessment"]
+    pairs = regress(X, y=y, decomposition="tucker", ranks=[np.array([2, 2])], alphas=[0.1], folds=3)
+    assert pairs.report["sentence"].startswith("Coefficients of rank (2, 2) ")
+
+
+def test_a_single_rank_and_penalty_are_lists_of_one():
+    X, y, _ = regression(N=60)
+    report = regress(X, y=y, ranks=2, alphas=0.1, folds=3).report
+    assert (report["comparison"]["rank"], report["comparison"]["alpha"]) == ([2], [0.1])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"folds": 2.5}, DataError, "folds=2.5 must be an integer"),
+        ({"n_init": 1.5}, DataError, "n_init=1.5 must be a positive integer"),
+        ({"seed": -1}, DataError, "seed=-1 must be an integer, 0 or more"),
+        ({"seed": None}, DataError, "seed=None must be an integer"),
+        ({"ranks": 2.5}, RankError, "rank 2.5 is no positive integer"),
+        ({"ranks": ["a"]}, RankError, "rank 'a' is no positive integer"),
+        ({"ranks": []}, DataError, "names none"),
+        ({"alphas": "much"}, DataError, "alphas hold 'much', they must be finite numbers"),
+        ({"alphas": [-1.0]}, DataError, r"alphas hold -1.0, they must be finite numbers"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options, error, text):
+    X, y, _ = regression(N=20)
+    with pytest.raises(error, match=text):
+        regress(X, y=y, **options)
+
+
+@pytest.mark.parametrize("task", ["auto", "regression", "classification"])
+def test_targets_of_another_kind_are_refused(task):
+    X = np.random.default_rng(0).normal(size=(20, 3, 2))
+    for gone in (None, np.nan):
+        for word in ("a", 1):
+            y = np.array([word, 2 if word == 1 else "b"] * 10, dtype=object)
+            y[3] = gone
+            with pytest.raises(DataError, match="are missing or infinite, the first of sample 3"):
+                regress(X, y=y, task=task)
+    with pytest.raises(DataError, match="hold words and int"):
+        regress(X, y=np.array(["a", 1] * 10, dtype=object), task=task)
+    with pytest.raises(DataError, match="hold dict, expected numbers or words"):
+        regress(X, y=np.array([{}] * 20, dtype=object), task=task)
+    with pytest.raises(DataError, match=r"hold 0.5, which is no class"):
+        regress(X, y=np.arange(20) / 2, task="classification")
+
+
+def test_objects_are_taken_for_what_they_are(tmp_path):
+    X, y, _ = classification(N=60)
+    words = regress(X, y=np.array(["no", "yes"], dtype=object)[y], **QUICK)
+    words.save(tmp_path)
+    assert RegressResult.load(tmp_path).model.classes_.tolist() == ["no", "yes"]
+    assert regress(X, y=np.arange(60).astype(object), **QUICK).report["task"] == "regression"
+
+
+def test_rare_classes():
+    X = np.random.default_rng(0).normal(size=(40, 3, 2))
+    y = np.arange(40) % 2
+    with pytest.raises(DataError, match="class 2 has one sample, expected two or more"):
+        regress(X, y=np.where(np.arange(40) == 7, 2, y), folds=2)
+    few = np.where(np.isin(np.arange(40), (7, 20)), 2, y)
+    with pytest.raises(DataError, match=r"3 folds cannot be made of 2 samples of the rarest class"):
+        regress(X, y=few, folds=3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        regress(X, y=few, ranks=1, alphas=0.1, folds=2)
+    assert not [w for w in caught if "least populated" in str(w.message)]
+
+
+def test_odd_columns_of_tables_are_remarked_on():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(40, 2)), columns=["a", "b"])
+    table["y"] = table["a"] + 0.1 * rng.normal(size=40)
+    assert regress(table, folds=3).report["notes"] == []
+    ids = table.copy()
+    ids.insert(0, "id", range(5000, 5040))
+    counted, apart = regress(ids, folds=3).report["notes"]
+    assert counted.startswith("Column 'id' counts the samples")
+    assert apart.startswith("Columns differ in size by a factor of")
+    assert "'id' the largest" in apart
+    (apart,) = regress(table.assign(b=1e3 * table["b"]), folds=3).report["notes"]
+    assert "'a' is the smallest, 'b' the largest" in apart
 
 
 def test_a_result_loads_and_goes_on(tmp_path):
