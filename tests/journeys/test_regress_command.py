@@ -265,9 +265,35 @@ def test_data_that_cannot_be_used(tmp_path, done):
     assert "holds no images and no volumes" in told(call("fit", tmp_path / "empty", code=2))
     assert "holds no report.json" in told(call("predict", tmp_path, tmp_path / "a.npz", code=2))
     np.save(tmp_path / "other.npy", X)
-    assert "X has 12 features" in told(call("predict", done[0], tmp_path / "other.npy", code=2))
+    assert "samples have shape (4, 3), expected (8, 6) as in the fit" in told(
+        call("predict", done[0], tmp_path / "other.npy", code=2)
+    )
     np.save(tmp_path / "bad.npy", np.full((2, 8, 6), np.nan))
-    assert "some samples hold NaN" in told(call("predict", done[0], tmp_path / "bad.npy", code=2))
+    assert "sample 0 holds NaN" in told(call("predict", done[0], tmp_path / "bad.npy", code=2))
+
+
+def test_labels_of_new_samples_are_found_by_the_name_of_the_fit(done, file, tmp_path):
+    arrays = np.load(file)
+    out = tmp_path / "out"
+    call("fit", file, "--target", "dose", "-o", out, *QUICK)
+    np.save(tmp_path / "new.npy", arrays["X"][:20])
+    labels = pd.DataFrame({"y": arrays["y"][::-1][:20], "dose": arrays["dose"][:20], "site": ["a"] * 20})
+    labels.loc[0, "dose"] = np.nan
+    labels.to_csv(tmp_path / "l.csv", index=False)
+    answer = call("predict", out, tmp_path / "new.npy", "--labels", tmp_path / "l.csv", "--json").stdout
+    assert json.loads(answer)["score"] > 0.9
+    assert json.loads(answer)["predictions"][0]["target"] is None
+    shown = call("predict", out, tmp_path / "new.npy", "--labels", tmp_path / "l.csv").stdout
+    assert "of the variance is explained (19 samples)" in shown
+    assert "nan" not in shown
+    # Without that column nothing else is taken for it, and words are no numbers to be judged by.
+    labels.drop(columns="dose").to_csv(tmp_path / "l.csv", index=False)
+    answer = call("predict", out, tmp_path / "new.npy", "--labels", tmp_path / "l.csv", "--json").stdout
+    assert json.loads(answer)["score"] is None
+    words = ("--labels", tmp_path / "l.csv", "--target", "site", "--json")
+    assert json.loads(call("predict", out, tmp_path / "new.npy", *words).stdout)["score"] is None
+    wrong = ("--labels", tmp_path / "l.csv", "--target", "dosis")
+    assert "there is no target 'dosis'" in told(call("predict", out, tmp_path / "new.npy", *wrong, code=2))
 
 
 def test_it_is_not_repeated_but_can_be_read_again_or_restarted(done, file):

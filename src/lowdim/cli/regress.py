@@ -237,9 +237,10 @@ def register(app: typer.Typer) -> None:
                 )
             atomic_write(output, table.to_csv(index=False))
         if json:
-            manners.emit(
-                {"predictions": table.to_dict("records"), "score": score, "output": output and str(output)}
-            )
+            from lowdim.regress.record import plain
+
+            rows = plain(table.to_dict("records"))
+            manners.emit({"predictions": rows, "score": score, "output": output and str(output)})
         else:
             _show_predictions(table, score, result.report["task"], output)
 
@@ -351,6 +352,13 @@ SHOWN = 20
 """Predictions that are printed."""
 
 
+def _cell(value: Any) -> str:
+    """Return a number with four digits, other values as they are, unknown targets as nothing."""
+    if value is None or value != value:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _show_predictions(table: pd.DataFrame, score: float | None, task: str, output: Path | None) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -359,7 +367,7 @@ def _show_predictions(table: pd.DataFrame, score: float | None, task: str, outpu
     for column in table.columns:
         shown.add_column(str(column), justify="left" if column == "sample" else "right", overflow="fold")
     for row in table.head(SHOWN).itertuples(index=False):
-        shown.add_row(*(Text(f"{cell:.4g}" if isinstance(cell, float) else str(cell)) for cell in row))
+        shown.add_row(*(Text(_cell(cell)) for cell in row))
     manners.out.print(shown)
     if len(table) > SHOWN:
         manners.out.print(f"... and {len(table) - SHOWN} more: add -o FILE.csv for all.", style="dim")
@@ -369,6 +377,7 @@ def _show_predictions(table: pd.DataFrame, score: float | None, task: str, outpu
             if task == "classification"
             else f"{score:.1%} of the variance is explained"
         )
-        manners.out.print(f"\n{what} ({len(table)} samples).", highlight=False)
+        known = int(table["target"].notna().sum())
+        manners.out.print(f"\n{what} ({known} samples).", highlight=False)
     if output is not None:
         manners.out.print(f"\nPredictions: {output}", highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ def read_images(paths: Sequence[Path]) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise MissingExtra("pillow", extra="compress", purpose="read images") from None
+        raise MissingExtra("pillow", extra="images", purpose="read images") from None
     pictures: list[np.ndarray] = []
     for path in paths:
         try:

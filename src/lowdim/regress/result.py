@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lowdim.errors import DataError, RunError
+from lowdim.errors import DataError, RunError, ShapeError
 from lowdim.regress.classifier import TensorClassifier
-from lowdim.regress.files import collection_of
+from lowdim.regress.files import Collection, collection_of
+from lowdim.regress.grid import grid_of
 from lowdim.regress.nibabel import write_volume
 from lowdim.regress.regressor import TensorRegressor
 from lowdim.runs import atomic_json, atomic_write, read_json
@@ -131,13 +132,16 @@ class RegressResult:
                 f"{folder / 'report.json'} is no report of `lowdim regress fit` in format {FORMAT}. Use the "
                 "lowdim that wrote it, or fit again."
             )
+        model: Any = _MODELS[report["task"]].load(folder / "model")
+        kind = model.classes_.dtype if report["task"] == "classification" else np.dtype(np.float64)
         try:
-            predictions = pd.read_csv(
-                folder / "predictions.csv", float_precision="round_trip", dtype={"sample": str}
-            )
-        except (OSError, ValueError) as error:
+            # As written: a label 01 is not 1, and NA is a name like any other.
+            predictions = pd.read_csv(folder / "predictions.csv", dtype=str, keep_default_na=False)
+            for column in ("target", "predicted"):
+                predictions[column] = _as_kind(predictions[column], kind)
+        except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{folder} is incomplete or damaged ({error}). Fit again.") from error
-        return cls(_MODELS[report["task"]].load(folder / "model"), predictions, report)
+        return cls(model, predictions, report)
 
     def predict(self, source: Any, *, target: str | None = None, labels: Any = None) -> pd.DataFrame:
         """Predict new samples.
@@ -147,7 +151,8 @@ class RegressResult:
         source : path, DataFrame or array-like
             As in `regress`.
         target : str, optional
-            What the targets are called, if they are known; by default as in the fit.
+            What the targets are called, if they are known; by default as in the fit, where there is such a
+            column or array. Some or all may be missing.
         labels : path, optional
             Table of the targets, if they are known.
 
@@ -160,29 +165,30 @@ class RegressResult:
         Raises
         ------
         DataError, ShapeError
-            If the source cannot be used, or its samples differ in shape.
+            If the source cannot be used, or its samples differ in shape or in their place in space from
+            those of the fit.
         """
         names = self.report.get("features") or None
-        # What was found by itself at the fit is found again; a named target must not be needed here.
-        found = collection_of(
-            source,
-            target=target or (self.report.get("target") if names else None),
-            labels=labels,
-            features=names,
-        )
-        if not np.isfinite(found.X).all():
-            raise DataError("predict: some samples hold NaN or infinity. Impute or drop them.")
+        wanted = target or self.report.get("target")
+        found = collection_of(source, target=wanted, labels=labels, features=names, new=True)
+        if target is not None and found.target != target:
+            raise DataError(
+                f"predict: there is no target {target!r} in the source. Check the name, or leave it out."
+            )
+        self._check_place(found)
         X = found.X.reshape(len(found.X), -1)
         table = pd.DataFrame({"sample": found.samples})
         if found.y is not None:
             table["target"] = found.y
+            if self.report["task"] == "classification" and pd.isna(table["target"]).any():
+                table["target"] = self._labels(table["target"])
         table["predicted"] = self.model.predict(X)
         if self.report["task"] == "classification" and self.model.loss == "logistic":
             table["probability"] = self.model.predict_proba(X).max(1)
         return table
 
     def score(self, table: pd.DataFrame) -> float | None:
-        """Return the share of correct labels, or R^2, of a table of `predict`; None without targets.
+        """Return the share of correct labels, or R^2, of a table of `predict`.
 
         Parameters
         ----------
@@ -191,13 +197,58 @@ class RegressResult:
         Returns
         -------
         float or None
+            Over the samples whose target is known; None if there are none, or for R^2 fewer than two or all
+            equal.
         """
         if "target" not in table:
             return None
         if self.report["task"] == "classification":
-            return float((table["target"].astype(str) == table["predicted"].astype(str)).mean())
-        y = table["target"].to_numpy(dtype=np.float64)
-        return float(1 - np.mean((table["predicted"] - y) ** 2) / max(y.var(), 1e-300))
+            known = table["target"].notna().to_numpy()
+            right = self._labels(table["target"]) == self._labels(table["predicted"])
+            return float(right[known].mean()) if known.any() else None
+        y = pd.to_numeric(table["target"], errors="coerce").to_numpy(dtype=np.float64)
+        known = np.isfinite(y)
+        y, predicted = y[known], table["predicted"].to_numpy(dtype=np.float64)[known]
+        if len(y) < 2 or y.var() == 0:
+            return None
+        return float(1 - np.mean((predicted - y) ** 2) / y.var())
+
+    def _check_place(self, found: Collection) -> None:
+        """Refuse samples that lie otherwise than those of the fit, or hold NaN where the model looks."""
+        given, shape = found.X.shape[1:], tuple(self.report["shape"])
+        settings = self.report.get("settings") or {}
+        loose = self.report["kind"] == "table" or settings.get("shape") is not None
+        flat = self.report.get("flat", loose or bool(self.report.get("masked")))
+        if given != shape and not (flat and len(given) == 1):
+            raise ShapeError(
+                f"predict: samples have shape {given}, expected {shape} as in the fit. Bring them to that "
+                "shape, or check the order of their axes."
+            )
+        grid = grid_of(given, shape=shape, mask=self.model.mask, where="predict")
+        affine = self.report.get("affine")
+        moved = affine is not None and found.affine is not None
+        if moved and not np.allclose(found.affine, np.array(affine), atol=1e-3):  # type: ignore[arg-type]
+            raise DataError(
+                "predict: the volumes lie elsewhere in space than those of the fit (other affine). Resample "
+                "them to its grid."
+            )
+        finite = np.isfinite(grid.visible(found.X)).all(1)
+        if not finite.all():
+            first = found.samples[int(np.flatnonzero(~finite)[0])]
+            raise DataError(f"predict: sample {first} holds NaN or infinity. Impute or drop it.")
+
+    def _labels(self, column: pd.Series) -> pd.Series:
+        """Return labels as words, None where unknown: 1.0 of a column of numbers with gaps is 1."""
+        kind = self.model.classes_.dtype.kind
+
+        def said(value: Any) -> str | None:
+            if pd.isna(value):
+                return None
+            if kind in "iuf" and isinstance(value, (int, float, np.number)):
+                return str(int(value)) if float(value).is_integer() else str(float(value))
+            return str(value)
+
+        return pd.Series([said(value) for value in column], index=column.index, dtype=object)
 
     def summary(self) -> str:
         """Return the finding in a few sentences.
@@ -206,7 +257,19 @@ class RegressResult:
         -------
         str
         """
-        return (
-            f"{self.report['sentence']}\nModel: {self.report['form']} of rank {self.report['rank']}, "
-            f"{self.report['parameters']:,} parameters in place of {self.report['places']:,}."
-        )
+        report = self.report
+        model = f"Model: {report['form']}, {report['parameters']:,} parameters"
+        if report["rank"] is not None:
+            plain = report.get("plain_parameters", report["places"])
+            model = (
+                f"Model: {report['form']} of rank {report['rank']}, {report['parameters']:,} parameters in "
+                f"place of {plain:,}"
+            )
+        return f"{report['sentence']}\n{model}."
+
+
+def _as_kind(words: pd.Series, kind: np.dtype) -> Any:
+    """Return words as what they stand for: labels of that kind, or numbers."""
+    if kind.kind == "b":
+        return words.map({"True": True, "False": False}).astype(bool)
+    return words.astype(kind) if kind.kind in "iuf" else words

@@ -136,7 +136,9 @@ def _cards(report: Mapping[str, Any]) -> list[Card]:
         places = report.get("places")
         classes = len(report.get("classes") or [])
         per = classes if classes > 2 else 1
-        note = f"one per place: {per * places:,}" if places else ""
+        plain_count = report.get("plain_parameters") or (per * places if places else None)
+        vector = report.get("form") == "vector"
+        note = f"one per place: {plain_count:,}" if plain_count and not vector else ""
         cards.append(Card("Parameters", f"{report['parameters']:,}", note))
     if report.get("rank") is not None:
         rank = report["rank"]

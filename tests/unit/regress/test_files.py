@@ -164,6 +164,15 @@ def test_without_nibabel_the_extra_is_named(tmp_path, monkeypatch):
         read_collection(tmp_path / "a.nii")
 
 
+def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(MissingExtra, match=r"pip install 'lowdim\[images\]'"):
+        read_collection(tmp_path)
+
+
 def test_arrays_and_tables_in_memory():
     found = collection_of(X, Y)
     assert isinstance(found, Collection)
