@@ -60,9 +60,15 @@ def test_the_whole_report_shows_every_part(report):
     assert all(version in text for version in report["versions"].values())
 
 
+def test_plain_vectors_are_not_compared_with_themselves(report):
+    del report["plain_parameters"]
+    assert f"one per place: {report['places']:,}" in text_of(report)
+    assert "one per place" not in text_of({**report, "form": "vector", "rank": None})
+
+
 def test_the_main_numbers_are_those_of_the_report(report):
     report["assessment"] |= {"score": 0.9123, "plain_score": 0.4567, "gain": 0.4556, "gain_error": 0.051}
-    report |= {"parameters": 1234, "places": 5678, "rank": 2, "samples": 4000, "scale": 2.5}
+    report |= {"parameters": 1234, "plain_parameters": 5678, "rank": 2, "samples": 4000, "scale": 2.5}
     text = text_of(report)
     for shown in (
         *("Variance explained 91.2 %", "ridge regression: 45.7 %", "1,234", "one per place: 5,678", "4,000"),
