@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lowdim.cli import manners
-from lowdim.errors import DataError, LowdimError
+from lowdim.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,7 +170,7 @@ def register(app: typer.Typer) -> None:
         ranks = None if rank == "auto" else [_rank(word) for word in rank.split(",")]
         alphas = None if alpha == "auto" else [_number(word) for word in alpha.split(",")]
         modes = None if shape is None else _modes("--shape", shape)
-        with _progress() as progress:
+        with manners.phases() as progress:
             progress("read", 0, 1, data.name)
             from lowdim.regress import regress as run
 
@@ -197,7 +193,7 @@ def register(app: typer.Typer) -> None:
                 resume=resume,
                 restart=restart,
             )
-        report = {**result.report, "command": _typed()}
+        report = {**result.report, "command": manners.typed()}
         if output is not None:
             report["output"] = str(output)
             _write(report, output)
@@ -237,7 +233,7 @@ def register(app: typer.Typer) -> None:
                 )
             atomic_write(output, table.to_csv(index=False))
         if json:
-            from lowdim.regress.record import plain
+            from lowdim.runs import plain
 
             rows = plain(table.to_dict("records"))
             manners.emit({"predictions": rows, "score": score, "output": output and str(output)})
@@ -267,11 +263,6 @@ def _number(text: str) -> float:
         raise DataError(f"--alpha {text}: expected auto, a number, or several such as 0.01,0.1.") from None
 
 
-def _typed() -> str:
-    words = [word for word in sys.argv[1:] if word not in ("--resume", "--restart", "--debug")]
-    return f"lowdim {shlex.join(words)}"
-
-
 def _write(report: dict[str, Any], output: Path) -> None:
     """Add how it was called to report.json, and write the page."""
     from lowdim.report import regress_page
@@ -279,35 +270,6 @@ def _write(report: dict[str, Any], output: Path) -> None:
 
     atomic_json(output / "report.json", report)
     regress_page(report).write(output / "report.html")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int, str], None]]:
-    """Show one line per phase: how far, seconds left."""
-    with manners.progress() as display:
-        tasks: dict[str, Any] = {}
-
-        def tell(phase: str, done: int, total: int, text: str) -> None:
-            if phase != "read" and "read" in tasks:
-                display.update(tasks["read"], completed=1)
-            if phase not in tasks:
-                tasks[phase] = display.add_task(phase, total=total)
-            shown = text.replace("[", "(").replace("]", ")")
-            display.update(
-                tasks[phase],
-                completed=done,
-                total=total,
-                description=f"{phase:<8} [not bold dim]{shown}[/]" if shown else f"{phase:<8}",
-            )
-
-        try:
-            yield tell
-        except LowdimError:
-            if len(tasks) == 1:  # refused at the door: nothing has begun that a line could tell of
-                display.update(tasks["read"], visible=False)
-            raise
-        if len(tasks) == 1:  # a finished run was read again
-            tell("read", 1, 1, "")
 
 
 def _show(result: RegressResult, output: Path | None) -> None:

@@ -22,13 +22,13 @@ from lowdim.regress.assess import Assessment, assess, check_folds
 from lowdim.regress.classifier import TensorClassifier
 from lowdim.regress.files import Collection, collection_of, mask_of
 from lowdim.regress.grid import Grid, check_ranks, grid_of
-from lowdim.regress.record import assessment_record, maps_record, plain, sentence_of, table_notes
+from lowdim.regress.record import assessment_record, maps_record, sentence_of, table_notes
 from lowdim.regress.regressor import TensorRegressor
 from lowdim.regress.result import FORMAT, RegressResult
 from lowdim.regress.search import TensorClassifierCV, TensorRegressorCV
 from lowdim.regress.settings import Settings
 from lowdim.regress.targets import targets_of
-from lowdim.runs import Run, digest, versions
+from lowdim.runs import Run, digest, plain, versions
 
 __all__ = ["Progress", "regress"]
 

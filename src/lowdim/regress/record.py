@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lowdim.regress.assess import Assessment
+from lowdim.runs import plain
 
-__all__ = ["assessment_record", "maps_record", "plain", "sentence_of", "table_notes"]
+__all__ = ["assessment_record", "maps_record", "sentence_of", "table_notes"]
 
 PIXELS = 96
 """Rows and columns of a coefficient map that are shown."""
@@ -20,33 +20,6 @@ POINTS = 400
 
 MAPS = 6
 """Maps that are shown."""
-
-
-def plain(value: Any) -> Any:
-    """Return a JSON-ready value: numbers of Python, NaN and infinity as None.
-
-    Parameters
-    ----------
-    value : object
-
-    Returns
-    -------
-    object
-
-    Examples
-    --------
-    >>> plain({"score": (np.float64(0.5), float("nan"))})
-    {'score': [0.5, None]}
-    """
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def maps_record(coef: np.ndarray, shape: tuple[int, ...], names: list[str]) -> list[dict[str, Any]]:

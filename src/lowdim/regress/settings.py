@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lowdim.errors import DataError, RankError
-from lowdim.regress.record import plain
+from lowdim.runs import plain
 
 __all__ = ["Settings"]
 
