@@ -14,7 +14,7 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -36,6 +36,7 @@ __all__ = [
     "plain",
     "read_json",
     "read_tensors",
+    "staged",
     "versions",
 ]
 
@@ -136,6 +137,62 @@ def atomic_json(path: str | os.PathLike[str], obj: Any) -> None:
         obj = json.loads(json.dumps(obj, allow_nan=False))  # as it will be read: tuples are lists
         obj = {"sha256": digest(obj), "value": obj}
     atomic_write(path, json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def staged(
+    directory: str | os.PathLike[str], *, names: Sequence[str], report: Mapping[str, Any]
+) -> Iterator[Path]:
+    """Write a result beside the one that a folder holds, and put it in its place when it is whole.
+
+    Parameters
+    ----------
+    directory : path
+        Made if it is missing. It is complete if it holds a report.json, which goes first and comes last.
+    names : sequence of str
+        Files and folders that a result may consist of; those of the old one are removed.
+    report : mapping
+        Contents of report.json.
+
+    Yields
+    ------
+    Path
+        Where to write them.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with staged(folder, names=["a.txt"], report={}) as beside:
+    ...         atomic_write(beside / "a.txt", "whole")
+    ...     sorted(path.name for path in Path(folder).iterdir())
+    ['a.txt', 'report.json']
+    """
+    folder = Path(directory)
+    beside = folder / ".writing"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        (folder / "report.json").unlink(missing_ok=True)
+        for name in names:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+            if (beside / name).exists():
+                os.replace(beside / name, folder / name)
+        beside.rmdir()
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror}. Check its permissions, or choose another folder."
+        ) from error
+    atomic_json(folder / "report.json", report)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,18 @@ import numpy as np
 from lowdim.errors import RunError
 from lowdim.phase.lowrank import LowRankPhaseRetrieval
 from lowdim.phase.tucker import TuckerPhaseRetrieval
-from lowdim.runs import atomic_json, atomic_write, read_json
+from lowdim.runs import atomic_write, read_json, staged
 
 __all__ = ["FORMAT", "MODELS", "PhaseResult"]
 
 FORMAT = 1
 
+PARTS = ("frames.npy", "frames.gif", "model")
+"""What a saved result consists of, beside report.json."""
+
 MODELS: dict[str, Any] = {"tucker": TuckerPhaseRetrieval, "lowrank": LowRankPhaseRetrieval, "rwf": None}
 """Estimators by method; the Wirtinger flow of single frames has none."""
 
-_STAGING = ".writing"
 _GIF_SIDE, _GIF_SECONDS = 192, 0.1
 
 
@@ -71,11 +72,7 @@ class PhaseResult:
         RunError
             If it cannot be written; a folder with a report.json is complete.
         """
-        folder = Path(directory)
-        staging = folder / _STAGING
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+        with staged(directory, names=PARTS, report=self.report) as staging:
             buffer = io.BytesIO()
             np.save(buffer, self.frames, allow_pickle=False)
             atomic_write(staging / "frames.npy", buffer.getvalue())
@@ -83,18 +80,6 @@ class PhaseResult:
                 atomic_write(staging / "frames.gif", film)
             if self.model is not None:
                 self.model.save(staging / "model")
-            (folder / "report.json").unlink(missing_ok=True)
-            (folder / "frames.gif").unlink(missing_ok=True)
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            for made in sorted(staging.iterdir()):
-                os.replace(made, folder / made.name)
-            staging.rmdir()
-        except OSError as error:
-            raise RunError(
-                f"{folder} cannot be written: {error.strerror}. Check its permissions, or choose another "
-                "folder."
-            ) from error
-        atomic_json(folder / "report.json", self.report)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> PhaseResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,14 @@ from lowdim.regress.files import Collection, collection_of
 from lowdim.regress.grid import grid_of
 from lowdim.regress.nibabel import write_volume
 from lowdim.regress.regressor import TensorRegressor
-from lowdim.runs import atomic_json, atomic_write, read_json
+from lowdim.runs import atomic_write, read_json, staged
 
 __all__ = ["RegressResult"]
 
 FORMAT = 1
-_STAGING = ".writing"
+
+PARTS = ("model", "coefficients.npy", "coefficients.nii.gz", "predictions.csv")
+"""What a saved result consists of, beside report.json."""
 _MODELS = {"regression": TensorRegressor, "classification": TensorClassifier}
 
 
@@ -70,11 +71,11 @@ class RegressResult:
         RunError
             If it cannot be written; a folder with a report.json is complete.
         """
-        folder = Path(directory)
-        staging = folder / _STAGING
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
+        with staged(
+            directory,
+            names=PARTS,
+            report=self.report,
+        ) as staging:
             self.model.save(staging / "model")
             buffer = io.BytesIO()
             np.save(buffer, self.model.coef_, allow_pickle=False)
@@ -84,21 +85,6 @@ class RegressResult:
                 coef = self.model.coef_
                 series = np.moveaxis(coef, 0, -1) if coef.ndim == 4 else coef
                 write_volume(staging / "coefficients.nii.gz", series, np.array(self.report["affine"]))
-            (folder / "report.json").unlink(missing_ok=True)
-            for name in ("model", "coefficients.npy", "coefficients.nii.gz", "predictions.csv"):
-                if (folder / name).is_dir():
-                    shutil.rmtree(folder / name)
-                else:
-                    (folder / name).unlink(missing_ok=True)
-                if (staging / name).exists():
-                    os.replace(staging / name, folder / name)
-            staging.rmdir()
-        except OSError as error:
-            raise RunError(
-                f"{folder} cannot be written: {error.strerror}. Check its permissions, or choose another "
-                "folder."
-            ) from error
-        atomic_json(folder / "report.json", self.report)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> RegressResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lowdim.errors import RunError
-from lowdim.runs import atomic_json, atomic_write, read_json
+from lowdim.runs import atomic_write, read_json, staged
 from lowdim.track.choose import Comparison
 from lowdim.track.follow import MODELS
 from lowdim.track.record import comparison_of
@@ -21,7 +20,9 @@ from lowdim.track.record import comparison_of
 __all__ = ["TrackResult"]
 
 FORMAT = 1
-_STAGING = ".writing"
+
+PARTS = ("imputed.csv", "imputed.npy", "angles.csv", "model")
+"""What a saved result consists of, beside report.json."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +76,10 @@ class TrackResult:
         RunError
             If it cannot be written; a folder with a report.json is complete.
         """
-        folder = Path(directory)
-        staging = folder / _STAGING
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            written = self._write_imputed(staging)
+        with staged(directory, names=PARTS, report=self.report) as staging:
+            self._write_imputed(staging)
             atomic_write(staging / "angles.csv", self._angle_table().to_csv(index=False))
             self.model.save(staging / "model")
-            (folder / "report.json").unlink(missing_ok=True)
-            for old in {"imputed.csv", "imputed.npy"} - {written}:
-                (folder / old).unlink(missing_ok=True)
-            shutil.rmtree(folder / "model", ignore_errors=True)
-            for name in (written, "angles.csv", "model"):
-                os.replace(staging / name, folder / name)
-            staging.rmdir()
-        except OSError as error:
-            raise RunError(
-                f"{folder} cannot be written: {error.strerror}. Check its permissions, or choose another "
-                "folder."
-            ) from error
-        atomic_json(folder / "report.json", self.report)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> TrackResult:
@@ -156,17 +140,16 @@ class TrackResult:
             f"components; turned by {turned:.1f} degrees; {filled:,} gaps filled in."
         )
 
-    def _write_imputed(self, folder: Path) -> str:
+    def _write_imputed(self, folder: Path) -> None:
         if not self.report["names"]:
             buffer = io.BytesIO()
             np.save(buffer, self.imputed.reshape(self.report["shape"]), allow_pickle=False)
             atomic_write(folder / "imputed.npy", buffer.getvalue())
-            return "imputed.npy"
+            return
         table = pd.DataFrame(self.imputed, columns=self.report["names"])
         if self.times is not None:
             table.insert(0, self.report["time"]["name"], self.times, allow_duplicates=True)
         atomic_write(folder / "imputed.csv", table.to_csv(index=False))
-        return "imputed.csv"
 
     def _angle_table(self) -> pd.DataFrame:
         T, k = self.angles.shape
