@@ -17,7 +17,6 @@ from math import isnan, nan
 import torch
 from torch import Tensor
 
-from lowdim.algebra.rank import numerical_rank
 from lowdim.errors import DataError, ShapeError
 
 __all__ = ["PERIODS", "WINDOW", "EdgeDetector", "alternation", "oscillation_rank", "period"]
@@ -158,7 +157,7 @@ def oscillation_rank(states: Tensor, *, tol: float = 1e-3, still: float = STILL)
     tol : float
         Singular values below this share of the largest one do not count.
     still : float
-        What moves by less than this share of the states' norm is at rest, and has rank 0.
+        Nor do those below this share of the states' norm, which are rounding noise.
 
     Returns
     -------
@@ -187,9 +186,7 @@ def oscillation_rank(states: Tensor, *, tol: float = 1e-3, still: float = STILL)
         # The sign (-1)^t of a row does not change the rank.
         moved = (x[2:] - 2 * x[1:-1] + x[:-2]) / 2
     values = torch.linalg.svdvals(moved)
-    if not values.numel() or float(values[0]) <= still * float(x.norm(dim=1).max()):
-        return 0
-    return int(numerical_rank(values, shape=(moved.shape[0], moved.shape[1]), tol=tol))
+    return int((values > torch.maximum(tol * values[:1], still * x.norm(dim=1).max())).sum())
 
 
 class EdgeDetector:
