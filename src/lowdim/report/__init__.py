@@ -17,6 +17,7 @@ True
 """
 
 from lowdim.report.compress import compress_page
+from lowdim.report.dynamics import dynamics_page
 from lowdim.report.page import Card, Page
 from lowdim.report.phase import phase_page, transition_page
 from lowdim.report.regress import coefficient_map, regress_page
@@ -27,6 +28,7 @@ __all__ = [
     "Page",
     "coefficient_map",
     "compress_page",
+    "dynamics_page",
     "phase_page",
     "regress_page",
     "track_page",
