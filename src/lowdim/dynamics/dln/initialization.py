@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from lowdim.algebra.seeds import gaussian, generator
+from lowdim.dynamics.dln.door import as_layers
+from lowdim.errors import ShapeError
 
-__all__ = ["INITS", "Init", "initial_layers"]
+__all__ = ["INITS", "Init", "given_layers", "initial_layers"]
 
 Init = Literal["aligned", "gaussian", "orthogonal", "identity"]
 INITS: tuple[str, ...] = get_args(Init)
@@ -21,7 +23,7 @@ INITS: tuple[str, ...] = get_args(Init)
 def initial_layers(
     shapes: Sequence[tuple[int, ...]],
     *,
-    init: Init,
+    init: str,
     scale: Tensor,
     seed: Any,
     perturb: float = 0.0,
@@ -65,10 +67,46 @@ def initial_layers(
     return found
 
 
+def given_layers(layers: Sequence[Any], shape: tuple[int, int], depth: int, diagonal: bool) -> list[Tensor]:
+    """Check layers that somebody gives to begin with.
+
+    Parameters
+    ----------
+    layers : sequence of array-like, matrices (..., w_l, w_{l-1}) or vectors (..., d)
+    shape : (int, int)
+        Of the product.
+    depth : int
+        How many there are.
+    diagonal : bool
+        Whether they are vectors.
+
+    Returns
+    -------
+    list of Tensor of float64
+
+    Raises
+    ------
+    ShapeError
+        If they do not fit.
+    DataError
+        If they hold numbers that are not finite.
+    """
+    if diagonal:
+        layers = [torch.diag_embed(torch.as_tensor(d)) for d in layers]
+    found = as_layers(layers, "DeepLinear")
+    ends = (found[-1].shape[-2], found[0].shape[-1])
+    if len(found) != depth or ends != shape:
+        raise ShapeError(
+            f"DeepLinear: init has {len(found)} layers with a product of shape {ends}, expected {depth} and "
+            f"{shape}."
+        )
+    return [W.diagonal(dim1=-2, dim2=-1).clone() for W in found] if diagonal else found
+
+
 def _layer(
     k: int,
     shapes: Sequence[tuple[int, ...]],
-    init: Init,
+    init: str,
     source: torch.Generator | None,
     perturb: float,
     right: Tensor | None,

@@ -160,8 +160,8 @@ def trace(layers: Sequence[Any], *, target: Any = None, measurements: Any = None
     seen = observe(measurements, Ws[-1].shape[-2], Ws[0].shape[-1], "trace")
     if target is not None and not gn:
         require_minimum(Ws, target, seen, "trace")
-    ups, downs = _sides(Ws)
-    return sum((seen.energy(up, down) for up, down in zip(ups, downs, strict=True)), torch.zeros(()))
+    ups, downs = sides(Ws)
+    return torch.stack([seen.energy(up, down) for up, down in zip(ups, downs, strict=True)]).sum(0)
 
 
 def require_minimum(layers: list[Tensor], target: Any, seen: Observation, where: str) -> None:
@@ -206,11 +206,9 @@ def gram(layers: list[Tensor], seen: Observation) -> Tensor:
     -------
     Tensor, shape (..., count, count)
     """
-    total: Tensor | None = None
-    for up, down in zip(*_sides(layers), strict=True):
-        term = seen.gram(up, down)
-        total = term if total is None else total + term
-    assert total is not None  # there is at least one layer
+    total = torch.zeros((), dtype=layers[0].dtype, device=layers[0].device)
+    for up, down in zip(*sides(layers), strict=True):
+        total = total + seen.gram(up, down)
     return total
 
 
@@ -221,8 +219,18 @@ def _chain(layers: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def _sides(layers: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """For each layer, the product of those above it, and of those below it."""
+def sides(layers: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return for each layer the product of those above it, and of those below it.
+
+    Parameters
+    ----------
+    layers : list of Tensor
+
+    Returns
+    -------
+    list of Tensor, shapes (..., m, w_l)
+    list of Tensor, shapes (..., w_{l-1}, n)
+    """
     first, last = layers[0], layers[-1]
     eye_in = torch.eye(first.shape[-1], dtype=first.dtype, device=first.device).expand(
         *first.shape[:-2], -1, -1
@@ -238,11 +246,11 @@ def _sides(layers: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 def _by_lanczos(layers: list[Tensor], seen: Observation) -> Tensor:
     """Largest eigenvalue of J J^T from products alone."""
-    sides = [(up @ up.mT, down.mT @ down) for up, down in zip(*_sides(layers), strict=True)]
+    pairs = [(up @ up.mT, down.mT @ down) for up, down in zip(*sides(layers), strict=True)]
 
     def multiply(y: Tensor) -> Tensor:
         X = seen.back(y)
-        return seen.of(sum((A @ X @ B for A, B in sides), torch.zeros(())))
+        return seen.of(torch.stack([A @ X @ B for A, B in pairs]).sum(0))
 
     found = eigenpairs(
         multiply, size=seen.count, dtype=torch.float64, device=layers[0].device, tol=1e-8, seed=0

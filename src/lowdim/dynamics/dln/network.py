@@ -14,7 +14,7 @@ from torch import Tensor
 from lowdim.dynamics.dln.balance import balancing_gap
 from lowdim.dynamics.dln.descent import descend
 from lowdim.dynamics.dln.door import as_depth, as_rates, as_target
-from lowdim.dynamics.dln.initialization import INITS, Init, initial_layers
+from lowdim.dynamics.dln.initialization import INITS, Init, given_layers, initial_layers
 from lowdim.dynamics.dln.observe import observe
 from lowdim.dynamics.dln.trajectory import Trajectory
 from lowdim.errors import DataError
@@ -41,11 +41,13 @@ class DeepLinear:
         The matrix M, or its singular values (then M is their diagonal matrix, largest first).
     depth : int
         Number of layers L.
-    init : {"aligned", "gaussian", "orthogonal", "identity"}
+    init : {"aligned", "gaussian", "orthogonal", "identity"} or sequence of array-like
         "aligned" (default, the one of the theory): in the singular basis of M all layers are scale times the
         identity, and the last one is 0. Such weights stay diagonal, and are kept so, without rounding.
         "gaussian": normal entries of variance scale^2 / columns. "orthogonal", "identity": scale times an
-        orthogonal matrix or the identity, in the basis of M as it is given.
+        orthogonal matrix or the identity, in the basis of M as it is given. Or layers of your own, first
+        layer first, matrices (..., w_l, w_{l-1}) or vectors (..., d) of a diagonal network; then scale,
+        seed, width and perturb are not used.
     scale : float or sequence of float, default 0.01
         Initial scale.
     seed : int, generator, None or sequence of int, default 0
@@ -91,7 +93,7 @@ class DeepLinear:
         target: Any,
         *,
         depth: int,
-        init: Init = "aligned",
+        init: Init | Sequence[Any] = "aligned",
         scale: float | Sequence[float] | Tensor = 0.01,
         seed: Any = 0,
         width: int | None = None,
@@ -101,10 +103,11 @@ class DeepLinear:
     ) -> None:
         self.depth = as_depth(depth, "DeepLinear")
         self.target = as_target(target, "DeepLinear")
-        self.init, self.seed, self.perturb, self.diagonal = init, seed, perturb, diagonal
+        self.seed, self.perturb, self.diagonal = seed, perturb, diagonal
+        self.init: str | None = init if isinstance(init, str) else None
         self.scale = as_rates(scale, "DeepLinear", name="scale", zero=True)
         # Aligned weights are trained as diagonals: the same numbers, and zeros that stay zeros.
-        self._aligned = init == "aligned" and not perturb and not diagonal and measurements is None
+        self._aligned = self.init == "aligned" and not perturb and not diagonal and measurements is None
         self._check(width, measurements)
         if self.target.ndim == 1:
             self.singular_values = self.target
@@ -119,6 +122,7 @@ class DeepLinear:
         self._shapes: list[tuple[int, ...]] = [(after, before) for before, after in pairwise(ends)]
         if self._flat:
             self._shapes = [(len(self.singular_values),)] * self.depth
+        self._given = None if isinstance(init, str) else given_layers(init, (m, n), self.depth, diagonal)
 
     @property
     def _flat(self) -> bool:
@@ -127,7 +131,7 @@ class DeepLinear:
 
     def _check(self, width: int | None, measurements: Any) -> None:
         where = "DeepLinear"
-        if self.init not in INITS:
+        if self.init is not None and self.init not in INITS:
             raise DataError(f"{where}: init={self.init!r} is unknown. Use one of {', '.join(INITS)}.")
         if not 0 <= self.perturb < math.inf:
             raise DataError(f"{where}: perturb={self.perturb!r}, expected a number >= 0.")
@@ -137,7 +141,8 @@ class DeepLinear:
             raise DataError(
                 f"{where}: scale of shape {tuple(self.scale.shape)}. Give a number or a sequence."
             )
-        if self.depth > 1 and not self.perturb and bool((self.scale == 0).any()):
+        still = self.init is not None and self.depth > 1 and not self.perturb
+        if still and bool((self.scale == 0).any()):
             raise DataError(
                 f"{where}: scale=0 is a saddle, which gradient descent never leaves. Give a scale > 0."
             )
@@ -157,6 +162,8 @@ class DeepLinear:
         return self._embed(layers) if self._aligned else layers
 
     def _start(self) -> list[Tensor]:
+        if self._given is not None or self.init is None:
+            return list(self._given or [])
         return initial_layers(
             self._shapes,
             init=self.init,
@@ -166,6 +173,10 @@ class DeepLinear:
             right=self._V if self.target.ndim == 2 else None,
             device=self.target.device,
         )
+
+    def loss(self, product: Tensor) -> Tensor:
+        """Return the loss (...) of products (..., m, n); of a diagonal network, (..., d)."""
+        return self._loss(self.target.ndim == 1 and self.diagonal)[1](product)
 
     def fit(
         self,
@@ -215,8 +226,9 @@ class DeepLinear:
         shape = (*rates.shape, *inner)
         layers = [W.expand(*rates.shape, *W.shape).reshape(-1, *W.shape[len(inner) :]) for W in first]
         lane = rates.reshape([*rates.shape, *[1] * len(inner)]).expand(shape)
-        scale = self.scale.reshape([*self.scale.shape, *[1] * (len(inner) - self.scale.ndim)]).expand(shape)
-        pull, loss = self._loss()
+        scale = self.scale if self._given is None else torch.tensor(math.nan)
+        scale = scale.reshape([*scale.shape, *[1] * (len(inner) - scale.ndim)]).expand(shape)
+        pull, loss = self._loss(self._flat)
         work = sum(W.numel() for W in layers) * (1 if self._flat else self.width)
         with torch.no_grad(), few_threads(work, small=SMALL):
             found = descend(
@@ -267,10 +279,10 @@ class DeepLinear:
         if "factors" in record and not self._flat:
             raise DataError(f"{where}: only aligned and diagonal networks have factors. Record values.")
 
-    def _loss(self) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    def _loss(self, flat: bool) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         """From products to gradients in them, and to losses."""
         seen, s = self._seen, self.singular_values
-        M = s if self._flat else self.target if self.target.ndim == 2 else s.diag()
+        M = s if flat else self.target if self.target.ndim == 2 else s.diag()
         if seen.full:
             axes = tuple(range(-M.ndim, 0))
             return lambda P: P - M, lambda P: (P - M).square().sum(axes) / 2
