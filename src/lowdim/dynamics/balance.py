@@ -49,6 +49,12 @@ class Chain:
     layers: tuple[nn.Module, ...]
     kind: Kind
 
+    def matrices(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Return the weights (m, n) as they are now, and the biases."""
+        weights = [weight_matrix(layer).detach() for layer in self.layers]
+        biases = [getattr(layer, "bias", None) for layer in self.layers]
+        return weights, [bias.detach() if isinstance(bias, Tensor) else None for bias in biases]
+
 
 def balancing_gap(
     layers: Sequence[nn.Module | Tensor],
@@ -130,8 +136,8 @@ def _check_fit(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> No
     for place, (inner, outer) in enumerate(pairwise(weights)):
         if inner.ndim != 2 or outer.ndim != 2 or inner.shape[0] != outer.shape[1]:
             raise ShapeError(
-                f"balancing_gap: layer {place} of shape {tuple(inner.shape)} does not feed layer {place + 1} of "
-                f"shape {tuple(outer.shape)}. Give the layers in the order in which they act."
+                f"balancing_gap: layer {place} of shape {tuple(inner.shape)} does not feed layer {place + 1} "
+                f"of shape {tuple(outer.shape)}. Give the layers in the order in which they act."
             )
 
 
