@@ -258,7 +258,7 @@ class DeepLinear:
             diverged=unbatch(found.diverged),
             converged=unbatch(found.converged),
             times=torch.tensor(found.times),
-            **{name: unbatch(values) for name, values in found.records.items()},
+            records={name: unbatch(values) for name, values in found.records.items()},
         )
 
     def _check_options(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowdim.errors import DataError
+
 __all__ = ["Trajectory"]
 
 
@@ -21,7 +23,7 @@ class Trajectory:
         Weights at the end, first layer first; of a diverged run, the last ones within the limit. Of a
         diagonal network, its vectors (..., d).
     lr, scale : Tensor, shape (...)
-        Learning rate and initial scale of each run.
+        Learning rate and initial scale of each run (NaN where it began from given layers).
     steps : Tensor of int64, shape (...)
         Steps taken; of a diverged run, the step at which it left the limit.
     diverged : Tensor of bool, shape (...)
@@ -30,16 +32,9 @@ class Trajectory:
         Whether the loss fell below `tol`.
     times : Tensor of int64, shape (T,)
         Steps at which something was recorded.
-    loss : Tensor, shape (..., T), or None
-        ``1/2 ||W_L ... W_1 - M||_F^2``, or of what is measured of it.
-    values : Tensor, shape (..., T, d), or None
-        ``u_i^T (W_L ... W_1) v_i``: the product in the singular directions of the target.
-    product : Tensor, shape (..., T, m, n), or None
-        The product of the layers (of a diagonal network (..., T, d)).
-    gap : Tensor, shape (..., T), or None
-        See `balancing_gap`.
-    factors : Tensor, shape (..., T, L, d), or None
-        Diagonals of the layers, of aligned and diagonal networks.
+    records : dict of str to Tensor, shapes (..., T, ...)
+        What was recorded; NaN after a run diverged, the last value after one converged. The properties
+        `loss`, `values`, `product`, `gap` and `factors` return them by name.
 
     Examples
     --------
@@ -58,8 +53,37 @@ class Trajectory:
     diverged: Tensor
     converged: Tensor
     times: Tensor
-    loss: Tensor | None = None
-    values: Tensor | None = None
-    product: Tensor | None = None
-    gap: Tensor | None = None
-    factors: Tensor | None = None
+    records: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        """``1/2 ||W_L ... W_1 - M||_F^2``, or of what is measured of it, shape (..., T)."""
+        return self._recorded("loss")
+
+    @property
+    def values(self) -> Tensor:
+        """The product in the singular directions of the target, ``u_i^T (W_L ... W_1) v_i``, (..., T, d)."""
+        return self._recorded("values")
+
+    @property
+    def product(self) -> Tensor:
+        """The product of the layers, shape (..., T, m, n); of a diagonal network (..., T, d)."""
+        return self._recorded("product")
+
+    @property
+    def gap(self) -> Tensor:
+        """The balancing gap, shape (..., T)."""
+        return self._recorded("gap")
+
+    @property
+    def factors(self) -> Tensor:
+        """Diagonals of the layers of aligned and diagonal networks, shape (..., T, L, d)."""
+        return self._recorded("factors")
+
+    def _recorded(self, name: str) -> Tensor:
+        if name not in self.records:
+            raise DataError(
+                f"Trajectory: {name} was not recorded, only {', '.join(self.records) or 'nothing'}. Call "
+                f"fit(..., record=({name!r},))."
+            )
+        return self.records[name]
