@@ -83,6 +83,51 @@ def register(app: typer.Typer) -> None:
             return
         _show(report, output)
 
+    @group.command("demo")
+    def demo(
+        output: Annotated[
+            Path | None,
+            typer.Option("--output", "-o", help="Folder for run.jsonl, report.html and report.json."),
+        ] = None,
+        lr: Annotated[float, typer.Option("--lr", help="Learning rate; the edge is at 2 / lr.")] = 0.2,
+        samples: Annotated[
+            int,
+            typer.Option("--samples", help="Images of digits, up to 1797; with 5 the edge is never reached."),
+        ] = 300,
+        steps: Annotated[int, typer.Option("--steps", help="Steps of gradient descent.")] = 2000,
+        seed: Annotated[int, typer.Option("--seed", help="Of the first weights.")] = 0,
+        resume: Annotated[
+            bool, typer.Option("--resume", help="Show the finished run in OUT again, or begin one.")
+        ] = False,
+        restart: Annotated[
+            bool, typer.Option("--restart", help="Throw the run in OUT away and begin anew.")
+        ] = False,
+        json: manners.JsonOption = False,
+    ) -> None:
+        """Train a small network on digits with the Monitor on, and see it rise to the edge of stability."""
+        with manners.phases() as progress:
+            progress("read", 0, 1, "digits")
+            from lowdim.dynamics.demo import demo as run
+
+            found = run(
+                samples=samples,
+                lr=lr,
+                steps=steps,
+                seed=seed,
+                progress=progress,
+                output=output,
+                resume=resume,
+                restart=restart,
+            )
+        report = _report(found)
+        if output is not None:
+            report["output"] = str(output)
+            _write(report, output)
+        if json:
+            manners.emit(report)
+        else:
+            _show(report, output)
+
 
 def _follow(file: RunFile, refresh: float, idle: float | None, *, silent: bool) -> DynamicsRun:
     """Take in what is added to the file and show it, until Ctrl-C or silence."""

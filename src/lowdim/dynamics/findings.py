@@ -19,6 +19,9 @@ SETTLED = 10
 UNMOVED = 0.02
 """A smaller relative change of a rank or of a balancing gap is told as none."""
 
+MUCH = 0.1
+"""From this share of the time on it is said how probes take less."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -251,6 +254,8 @@ def _probes(run: DynamicsRun) -> list[Finding]:
     if len(products):
         numbers |= {"products": int(products.sum()), "products_per_report": float(products.mean())}
         text += f"; a report took {products.mean():.1f} Hessian products on average"
+    if share is not None and share > MUCH:
+        text += "; fewer reports (a larger every, a smaller probe batch) take less"
     return [Finding("Probes", f"{text}.", numbers)]
 
 

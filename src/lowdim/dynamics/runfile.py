@@ -46,6 +46,8 @@ class DynamicsRun:
         resumption) and one per metric (``dyn/loss``, ``dyn/sharpness``, ...); NaN where nothing was measured.
     torn : int
         Lines that were cut off when a process died.
+    lost : bool
+        The last report says that the loss is not finite.
 
     Examples
     --------
@@ -60,6 +62,7 @@ class DynamicsRun:
     headers: tuple[Mapping[str, Any], ...]
     table: pd.DataFrame
     torn: int = 0
+    lost: bool = False
 
     @property
     def header(self) -> Mapping[str, Any]:
@@ -229,7 +232,9 @@ class RunFile:
         )
         table.insert(0, "time", [time for _, time, _ in self._reports])
         torn = self.torn + (self._faulty is not None)
-        return DynamicsRun(self.path.name, tuple(self.headers), table.astype({"time": float}), torn)
+        # A loss that is null is not finite; one that was not handed over is not there.
+        lost = bool(self._reports) and math.isnan(self._reports[-1][2].get("dyn/loss", 0.0))
+        return DynamicsRun(self.path.name, tuple(self.headers), table.astype({"time": float}), torn, lost)
 
     def _check_beginning(self, head: bytes) -> None:
         """Refuse what can be no file of a Monitor before all of it is read."""

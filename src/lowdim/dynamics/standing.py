@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,9 +59,10 @@ def state(run: DynamicsRun) -> State:
     """
     if not len(run.table):
         return State("waiting", "No report yet.")
-    loss = run.table.get("dyn/loss")
-    if loss is not None and loss.notna().any() and math.isnan(loss.iloc[-1]) and _everything_gone(run):
-        return State("diverged", f"Diverged: nothing is finite any more after step {_last_finite(run):,}.")
+    if run.lost and _nothing_finite(run):
+        loss = run.series("dyn/loss")
+        since = f"after step {loss.index[-1]:,}" if len(loss) else "in the first report"
+        return State("diverged", f"Diverged: the loss is not finite any more {since}.")
     ratio, swing, period = (
         newest(run, f"dyn/{name}") for name in ("sharpness_ratio", "alternation", "period")
     )
@@ -168,12 +168,8 @@ def newest(run: DynamicsRun, metric: str) -> float | None:
     return float(series.iloc[-1]) if len(series) else None
 
 
-def _everything_gone(run: DynamicsRun) -> bool:
-    """Whether the last report holds no finite measurement, beyond what is always known."""
-    known = ("time", "dyn/lr", "dyn/seconds", "dyn/hvps", "dyn/edge", "dyn/period", "dyn/threshold")
-    row = run.table.iloc[-1].drop([name for name in known if name in run.table.columns])
-    return bool(row.isna().all())
-
-
-def _last_finite(run: DynamicsRun) -> int:
-    return int(run.series("dyn/loss").index[-1])
+def _nothing_finite(run: DynamicsRun) -> bool:
+    """Whether the last report measures nothing finite of the weights: a loss may be lost for one step."""
+    kinds = ("sharpness", "erank/", "srank/", "drift_deg/", "balance_gap/")
+    state_of = [name for name in run.table.columns if name.startswith(tuple(f"dyn/{kind}" for kind in kinds))]
+    return bool(run.table.iloc[-1][state_of].isna().all())

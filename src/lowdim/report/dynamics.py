@@ -227,7 +227,7 @@ def _numbers(page: Page, report: Mapping[str, Any]) -> None:
     )
 
 
-_REST = ("lowest_curvature", "alternation", "period", "osc_rank", "hvps", "seconds")
+_REST = ("sharpness_raw", "lowest_curvature", "alternation", "period", "osc_rank", "hvps", "seconds")
 
 
 def _glossary(page: Page, report: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "loss": Metric(
-        "Loss", "that of the training", "The loss of the training step, as it was given to the Monitor."
+        "Loss", "that of the training", "Of the training, averaged over the steps since the last report."
     ),
     "lr": Metric("Learning rate", "parameter\N{SUPERSCRIPT TWO} per loss", "Of the first parameter group."),
     "sharpness": Metric(
@@ -35,6 +35,11 @@ METRICS = {
         "loss per parameter\N{SUPERSCRIPT TWO}",
         "Largest eigenvalue of the Hessian of the loss on the probe batch: the curvature in the direction "
         "in which the loss bends most. With Adam and its kin it is that of the preconditioned Hessian.",
+    ),
+    "sharpness_raw": Metric(
+        "Raw sharpness",
+        "loss per parameter\N{SUPERSCRIPT TWO}",
+        "Largest eigenvalue of the Hessian itself, where the sharpness is that of the preconditioned one.",
     ),
     "threshold": Metric(
         "Threshold",
@@ -70,8 +75,8 @@ METRICS = {
         "edge, 4 and 8 beyond it, 0 where they return to no earlier state.",
     ),
     "osc_rank": Metric("Oscillation rank", "directions", "In so many directions the weights oscillate."),
-    "hvps": Metric("Hessian products", "", "Products of the Hessian with a vector that a report took."),
-    "seconds": Metric("Probe time", "s", "What a report took of the training's time."),
+    "hvps": Metric("Hessian products", "", "Products of the Hessian with a vector, in one report."),
+    "seconds": Metric("Probe time", "s", "What watching has taken since the last report."),
     "erank": Metric(
         "Effective rank of weights",
         "dimensions",

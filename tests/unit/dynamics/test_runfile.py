@@ -30,7 +30,9 @@ def write(path, *lines, end="\n"):
 
 
 def test_reports_become_a_table_by_step(path):
-    write(path, HEADER, report(100, loss=2.0), report(200, loss=1.0, sharpness=None), report(300, sharpness=9))
+    write(
+        path, HEADER, report(100, loss=2.0), report(200, loss=1.0, sharpness=None), report(300, sharpness=9)
+    )
     run = read_run(path)
     assert run.name == "run.jsonl"
     assert run.header == HEADER
@@ -44,7 +46,12 @@ def test_reports_become_a_table_by_step(path):
 
 
 def test_a_family_has_one_column_per_layer(path):
-    values = {"dyn/erank/a.weight": 3.0, "dyn/erank/b/c": 4.0, "dyn/erank_grad/a.weight": 5.0, "dyn/erank/x": None}
+    values = {
+        "dyn/erank/a.weight": 3.0,
+        "dyn/erank/b/c": 4.0,
+        "dyn/erank_grad/a.weight": 5.0,
+        "dyn/erank/x": None,
+    }
     write(path, HEADER, {"step": 1, "time": 0.1, "metrics": values})
     family = read_run(path).family("dyn/erank")
     assert family.to_dict("list") == {"a.weight": [3.0], "b/c": [4.0]}
@@ -58,6 +65,9 @@ def test_what_json_calls_no_number_is_missing(path):
     assert run.series("dyn/loss").empty
     assert run.series("dyn/edge").to_dict() == {5: 1.0}
     assert math.isnan(run.table["time"].iloc[0])
+    assert run.lost
+    write(path, {"step": 7, "time": 2, "metrics": {"dyn/edge": 0}})
+    assert not read_run(path).lost
 
 
 def test_a_header_alone_is_a_run_without_reports(path):
@@ -102,7 +112,12 @@ def test_a_line_torn_by_a_crash_is_forgiven_before_the_header_of_the_next_proces
 
 
 def test_a_growing_file_gives_what_the_whole_one_gives(path):
-    file_lines = [HEADER, *(report(step, loss=1 / step) for step in range(1, 30)), HEADER, report(20, loss=0.5)]
+    file_lines = [
+        HEADER,
+        *(report(step, loss=1 / step) for step in range(1, 30)),
+        HEADER,
+        report(20, loss=0.5),
+    ]
     text = "".join(json.dumps(line) + "\n" for line in file_lines).encode()
     path.touch()
     file = RunFile(path)
