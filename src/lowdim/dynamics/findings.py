@@ -179,14 +179,15 @@ def _period(run: DynamicsRun) -> list[Finding]:
     ranks = run.series("dyn/osc_rank")
     ranks = ranks.loc[ranks.index.intersection(same)]
     rank = None if ranks.empty else int(ranks.median())
+    where = f" in {rank} direction{'' if rank == 1 else 's'}" if rank else ""
     of = f"in {len(same)} of the last {len(period)} reports"
     if most == 0:
-        text = f"The weights return to no earlier state {of}: they still move on, or wander."
+        text = f"The weights return to no earlier state {of}: "
+        text += f"they move on while they oscillate{where}." if rank else "they move on, or wander."
     elif most == 1:
         text = f"The weights stand still {of}."
     else:
-        where = f" and move in {rank} direction{'' if rank == 1 else 's'}" if rank else ""
-        text = f"The weights return after {most} steps{where}, {of}."
+        text = f"The weights return after {most} steps, {of}{', and move' if rank else ''}{where}."
     numbers = {"period": most, "share": len(same) / len(period), "osc_rank": rank}
     return [Finding("Oscillation", text, numbers)]
 

@@ -149,11 +149,11 @@ def first_above(series: pd.Series, *, above: float) -> tuple[int | None, int] | 
 
 def _how(run: DynamicsRun, period: float | None, swing: float | None) -> str:
     """Return how the training oscillates, as part of a sentence."""
-    if period not in (2, 4, 8):
-        return f"successive steps undo each other (alternation {swing:+.2f})"
     rank = newest(run, "dyn/osc_rank")
     where = f" in {rank:.0f} direction{'' if rank == 1 else 's'}" if rank else ""
-    return f"oscillates with period {period:.0f}{where}"
+    if period in (2, 4, 8):
+        return f"oscillates with period {period:.0f}{where}"
+    return f"successive steps undo each other{where} (alternation {swing:+.2f})"
 
 
 def _where(ratio: float) -> str:

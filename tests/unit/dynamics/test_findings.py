@@ -51,9 +51,9 @@ def told(run, topic):
             "Above the edge: oscillates with period 4 in 3 directions",
         ),
         (
-            {"sharpness_ratio": [0.95], "alternation": [0.97], "period": [0]},
+            {"sharpness_ratio": [0.95], "alternation": [0.97], "period": [0], "osc_rank": [3]},
             "oscillating",
-            "At the edge: successive steps undo each other (alternation +0.97)",
+            "At the edge: successive steps undo each other in 3 directions (alternation +0.97)",
         ),
         ({"sharpness_ratio": [0.4], "period": [2]}, "below", "can bear; oscillates with period 2."),
         ({"alternation": [0.9]}, "oscillating", "At or beyond the edge, as far as steps tell"),
@@ -163,10 +163,16 @@ def test_no_oscillation_and_one_from_the_start():
 @pytest.mark.parametrize(
     ("period", "rank", "words", "numbers"),
     [
-        ([2] * 9 + [0], [2] * 10, "after 2 steps and move in 2 directions, in 9 of the last 10", (2, 0.9, 2)),
-        ([0] * 12, [0] * 12, "return to no earlier state in 10 of the last 10", (0, 1.0, 0)),
+        (
+            [2] * 9 + [0],
+            [2] * 10,
+            "after 2 steps, in 9 of the last 10 reports, and move in 2 directions.",
+            (2, 0.9, 2),
+        ),
+        ([0] * 12, [0] * 12, "no earlier state in 10 of the last 10 reports: they move on, or", (0, 1.0, 0)),
+        ([0] * 9, [0] * 4 + [3] * 5, "they move on while they oscillate in 3 directions.", (0, 1.0, 3)),
         ([1, 1], [0, 0], "stand still in 2 of the last 2", (1, 1.0, 0)),
-        ([4], None, "after 4 steps, in 1 of the last 1", (4, 1.0, None)),
+        ([4], None, "after 4 steps, in 1 of the last 1 reports.", (4, 1.0, None)),
     ],
 )
 def test_periods(period, rank, words, numbers):
