@@ -45,6 +45,8 @@ class Curvature:
         What the vectors are made of.
     layout : Layout
         How the vectors lie over the processes.
+    gradient : callable, optional
+        Returns the flat gradient of this process where it is at hand without another pass.
     fallback : callable, optional
         Makes another `product` when the first one meets an operation without a second derivative.
     """
@@ -55,9 +57,11 @@ class Curvature:
         parameters: FlatParameters,
         layout: Layout,
         *,
+        gradient: Callable[[], Tensor] | None = None,
         fallback: Callable[[RuntimeError], Product] | None = None,
     ) -> None:
         self._product = product
+        self._gradient = gradient
         self._fallback = fallback
         self.parameters = parameters
         self.layout = layout
@@ -65,6 +69,15 @@ class Curvature:
         self.dtype = parameters.dtype
         self.device = parameters.device
         self.products = 0
+
+    def gradient(self) -> Tensor | None:
+        """Return the gradient of the loss (size,) if it costs nothing, else None."""
+        if self._gradient is None:
+            return None
+        try:
+            return self.layout.mean(self._gradient())
+        except RuntimeError:
+            return None  # no graph for a second derivative: the first product will tell
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Multiply with one vector (size,) or with the columns of (size, k)."""
@@ -191,9 +204,12 @@ def hessian(
             )
             return differences
 
-        exact = _Reuse(losses, parameters) if chosen == "reuse" else _Recompute(losses, parameters)
         fallback = fall_back if method == "auto" and not strict else None
-        yield Curvature(exact, parameters, layout, fallback=fallback)
+        if chosen == "recompute":
+            yield Curvature(_Recompute(losses, parameters), parameters, layout, fallback=fallback)
+            return
+        reuse = _Reuse(losses, parameters)
+        yield Curvature(reuse, parameters, layout, gradient=reuse.gradient, fallback=fallback)
 
 
 class _Reuse:
@@ -202,14 +218,19 @@ class _Reuse:
     def __init__(self, losses: Losses, parameters: FlatParameters) -> None:
         self._losses = losses
         self._parameters = parameters
-        self._gradient: list[Tensor] | None = None
+        self._built: list[Tensor] | None = None
+
+    def _graph(self) -> list[Tensor]:
+        if self._built is None:
+            self._built = self._losses.gradient(self._losses.parts[0], create_graph=True)
+        return self._built
+
+    def gradient(self) -> Tensor:
+        """Return the flat gradient."""
+        return self._parameters.flat(self._graph())
 
     def __call__(self, vector: Tensor) -> Tensor:
-        if self._gradient is None:
-            self._gradient = [
-                local(part) for part in self._losses.gradient(self._losses.parts[0], create_graph=True)
-            ]
-        return _second(self._gradient, self._parameters, vector, retain=True)
+        return _second(self._graph(), self._parameters, vector, retain=True)
 
 
 class _Recompute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from time import perf_counter
 from typing import Any, Literal, cast, get_args
 
@@ -84,8 +84,9 @@ class SharpnessTracker:
     """Follow the sharpness through a training at a few Hessian products per look.
 
     Each look starts from the eigenvector of the last one, with a little noise so that a new top direction is
-    noticed, and from noise alone every `cold_every` looks. With an optimizer the curvature is that of its
-    preconditioned problem, and the result says how much of it the optimizer can bear.
+    noticed; every `cold_every` looks from noise and the gradient, which is at hand, alone. With an optimizer
+    the curvature is that of its preconditioned problem, and the result says how much of it the optimizer can
+    bear.
 
     Parameters
     ----------
@@ -184,7 +185,8 @@ class SharpnessTracker:
             "strict": strict,
         }
         self._operator, self._mode, self._raw, self._seed = operator, mode, raw, seed
-        self._climb: dict[str, Any] = {"count": count, "tol": tol, "steps": steps, "basis_size": basis_size}
+        self._climb: dict[str, Any] = {"count": count, "steps": steps, "basis_size": basis_size}
+        self._tol = tol
         self._cold_every = cold_every
         self._looks = 0
         self._last: dict[str, Tensor] = {} if start is None else {"scaled": start}
@@ -249,7 +251,9 @@ class SharpnessTracker:
         cold = self._looks > 0 and self._looks % self._cold_every == 0
         last = None if cold else self._last.get(name)
         start = _start(last, curvature, seed=curvature.layout.seed(self._seed + 7919 * self._looks))
-        top = climb(curvature, start, **self._climb)
+        # A plateau is likelier on the way up from noise: a third of the tolerance halves the misses there.
+        tol = self._tol if last is not None else self._tol / 3
+        top = climb(curvature, start, tol=tol, **self._climb)
         if top.finite:
             self._last[name] = top.vectors
         return top
@@ -363,6 +367,10 @@ class _Scaled:
         self.layout, self.shape = curvature.layout, curvature.shape
         self.dtype, self.device = curvature.dtype, curvature.device
 
+    def gradient(self) -> Tensor | None:
+        known = self._curvature.gradient()
+        return None if known is None else self._scale * known
+
     def __matmul__(self, vector: Tensor) -> Tensor:
         inner = self._scale * vector
         return self._scale * (self._curvature @ inner + self._decay * inner)
@@ -379,7 +387,7 @@ def _start(last: Tensor | None, curvature: Any, *, seed: int) -> Tensor:
     size = curvature.shape[0]
     noise = gaussian((size,), seed=seed, dtype=curvature.dtype, device=curvature.device)
     if last is None:
-        return noise
+        return noise + _gradient(curvature)
     last = last.detach().to(noise)
     last = last[:, None] if last.ndim == 1 else last
     if last.ndim != 2 or last.shape[0] != size:
@@ -387,6 +395,16 @@ def _start(last: Tensor | None, curvature: Any, *, seed: int) -> Tensor:
     # Under FSDP the length of the whole vector counts, not that of the shard.
     length = float(curvature.layout.total(torch.tensor(float(size), device=noise.device)))
     return last.sum(1) + 0.02 * sqrt(last.shape[1] / length) * noise
+
+
+def _gradient(curvature: Any) -> Tensor | float:
+    """Return the gradient, which is rich in the top directions, at the length of the noise."""
+    known = getattr(curvature, "gradient", lambda: None)()
+    if known is None:
+        return 0.0
+    squares = curvature.layout.total(torch.stack([known.square().sum(), torch.ones_like(known).sum()]))
+    norm, length = (float(value) ** 0.5 for value in squares)
+    return known * (length / norm) if norm > 0 and isfinite(norm) else 0.0
 
 
 def _check(*, count: int, tol: float, steps: int, cold_every: int) -> None:
