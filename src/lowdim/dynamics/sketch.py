@@ -6,8 +6,8 @@ A CountSketch whose hash has structure. The entries of every parameter stand in 
     (S x)_j = sum_g sigma_(g+j) sum_i eps_gi x_gij
 
 The inner sum is one product with a row of signs, which reads the parameters at the speed of memory; the
-outer one works on what that leaves. ``E <Sx, Sy> = <x, y>``, with a relative error of about
-``sqrt(2 / width)``, and much less for steps that nearly undo each other. All shards and all copies of a
+outer one works on what that leaves. ``E <Sx, Sy> = <x, y>``, with an error of about ``sqrt(2 / width) |x|
+|y|`` (twice that where all entries change alike), and much less for steps that nearly undo each other. All shards and all copies of a
 model are sketched alike, and shards add.
 """
 
@@ -26,7 +26,13 @@ from lowdim.errors import DataError
 __all__ = ["ParameterSketch"]
 
 ROWS = 64
-"""Rows of one group: few enough that float32 sums lose no digits, many enough to leave little to do."""
+"""Rows of one group at most: few enough that float32 sums lose no digits, many enough to leave little to do."""
+
+GROUPS = 256
+"""Groups to aim at: rows of one group share signs, which is felt where all of them change alike."""
+
+ALONE = 32
+"""A parameter of fewer rows costs more as a product of its own than copied to the others of its kind."""
 
 PIECE = 1 << 24
 """Entries at a time where the product with the signs has to be written out."""
@@ -144,20 +150,20 @@ class _Plan:
         self.members = members
         self.width = width
         self.sizes = [views[i].numel() for i in members]
+        together = max(1, min(ROWS, sum(self.sizes) // (width * GROUPS)))
         self.cuts: list[tuple[int, int]] = []
         signs: list[Tensor | None] = []
         for size in self.sizes:
             rows = size // width
-            # A parameter of few rows costs more in calls than in copying.
-            n = max(1, round(rows / ROWS)) if rows >= ROWS // 2 else 0
+            n = max(1, round(rows / together)) if rows >= ALONE else 0
             m = rows // n if n else 0
             self.cuts.append((n, m))
             signs.append(phases((n, 1, m), seed=source, dtype=dtype).to(device) if n else None)
         self.signs = signs
         left = sum(size - n * m * width for size, (n, m) in zip(self.sizes, self.cuts, strict=True))
-        n = -(-left // (ROWS * width))
-        self.rest = torch.zeros(n, ROWS, width, dtype=dtype, device=device)
-        self.rest_signs = phases((n, 1, ROWS), seed=source, dtype=dtype).to(device)
+        n = -(-left // (together * width))
+        self.rest = torch.zeros(n, together, width, dtype=dtype, device=device)
+        self.rest_signs = phases((n, 1, together), seed=source, dtype=dtype).to(device)
         groups = n + sum(n for n, _ in self.cuts)
         self.sums = torch.empty(groups, 1, width, dtype=dtype, device=device)
         # One row of signs, seen through a window that moves on by one from group to group.

@@ -170,7 +170,7 @@ def spectrum(
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
     if short > limit:
         return _leading(matrix, count, vectors, start)
-    double = torch.float32 if matrix.device.type == "mps" else torch.float64
+    double = _double(matrix)
     # Scaled, no square can overflow or vanish.
     scale = float(wide.abs().max().to(double)) or 1.0
     gram = torch.zeros(short, short, dtype=double, device=matrix.device)
@@ -204,4 +204,10 @@ def _leading(matrix: Tensor, count: int, vectors: bool, start: Tensor | None) ->
     values = found.S.double().cpu()
     if not vectors:
         return Spectrum(values, energy, False)
-    return Spectrum(values, energy, False, found.U.double(), found.Vh.mH.double())
+    # Orthonormal to the digits of float64.
+    left, right = (torch.linalg.qr(basis.to(_double(basis)))[0] for basis in (found.U, found.Vh.mH))
+    return Spectrum(values, energy, False, left, right)
+
+
+def _double(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
