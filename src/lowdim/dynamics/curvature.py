@@ -141,7 +141,7 @@ def hessian(
         "reuse" differentiates the gradient, whose graph is built once (about one gradient; a product costs
         1.5 to 2). "recompute" builds it for every product, part by part. "difference" takes central
         differences of two gradients, for networks without a second derivative (fused kernels, compiled
-        networks) and for shards. "auto" is "difference" for shards, "recompute" with
+        networks, functions of others) and for shards. "auto" is "difference" for shards, "recompute" with
         `batches`, and otherwise "reuse", which turns into "difference" where it fails.
     mode : {"eval", "batch-norm", "train"}
         Dropout off and stored statistics; statistics of the batch; or all as in training, with the same
@@ -206,23 +206,27 @@ def hessian(
 
         fallback = fall_back if method == "auto" and not strict else None
         if chosen == "recompute":
-            yield Curvature(_Recompute(losses, parameters), parameters, layout, fallback=fallback)
+            parts = _Recompute(losses, parameters, trusting=method != "auto")
+            yield Curvature(parts, parameters, layout, fallback=fallback)
             return
-        reuse = _Reuse(losses, parameters)
+        reuse = _Reuse(losses, parameters, trusting=method != "auto")
         yield Curvature(reuse, parameters, layout, gradient=reuse.gradient, fallback=fallback)
 
 
 class _Reuse:
     """Differentiate the gradient, of which the graph is built once."""
 
-    def __init__(self, losses: Losses, parameters: FlatParameters) -> None:
+    def __init__(self, losses: Losses, parameters: FlatParameters, *, trusting: bool) -> None:
         self._losses = losses
         self._parameters = parameters
+        self._trusting = trusting
         self._built: list[Tensor] | None = None
 
     def _graph(self) -> list[Tensor]:
         if self._built is None:
-            self._built = self._losses.gradient(self._losses.parts[0], create_graph=True)
+            self._built = self._losses.gradient(
+                self._losses.parts[0], create_graph=True, trusting=self._trusting
+            )
         return self._built
 
     def gradient(self) -> Tensor:
@@ -236,14 +240,15 @@ class _Reuse:
 class _Recompute:
     """Build and differentiate the gradient of one part after another."""
 
-    def __init__(self, losses: Losses, parameters: FlatParameters) -> None:
+    def __init__(self, losses: Losses, parameters: FlatParameters, *, trusting: bool) -> None:
         self._losses = losses
         self._parameters = parameters
+        self._trusting = trusting
 
     def __call__(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         for part in self._losses.parts:
-            gradient = self._losses.gradient(part, create_graph=True)
+            gradient = self._losses.gradient(part, create_graph=True, trusting=self._trusting)
             total += part.weight * _second(gradient, self._parameters, vector, retain=False)
         return total
 

@@ -160,7 +160,7 @@ class Losses:
             total += part.weight * float(loss)
         return total
 
-    def gradient(self, part: Part, *, create_graph: bool = False) -> list[Tensor]:
+    def gradient(self, part: Part, *, create_graph: bool = False, trusting: bool = True) -> list[Tensor]:
         """Differentiate the loss of a part.
 
         Parameters
@@ -169,13 +169,22 @@ class Losses:
             One of `parts`.
         create_graph : bool
             Whether the gradient will be differentiated again.
+        trusting : bool
+            Whether to believe in the second derivative of functions with a backward pass of their own.
 
         Returns
         -------
         list of Tensor
             One per parameter.
+
+        Raises
+        ------
+        RuntimeError
+            If there is such a function, and it is not to be believed.
         """
         loss = self.value(part)
+        if not trusting:
+            _distrust(loss)
         found = torch.autograd.grad(
             loss, self._parameters.tensors, create_graph=create_graph, allow_unused=True
         )
@@ -187,8 +196,8 @@ class Losses:
     def whole_gradient(self) -> Tensor:
         """Return the gradient of the whole loss as a flat vector, detached.
 
-        Shards are reduced by the hooks of FSDP, which act on ``backward`` only; the same way is
-        taken where checkpoints of the old kind refuse everything else.
+        By ``backward``: shards are reduced by hooks that act on it alone, and checkpoints of the old
+        kind leave out their parameters otherwise. Not where hooks would make an optimizer step.
 
         Returns
         -------
@@ -196,32 +205,22 @@ class Losses:
 
         Raises
         ------
-        DataError
-            If ``backward`` would make an optimizer step.
+        RuntimeError
+            If neither way is safe.
         """
-        total = torch.zeros(
-            self._parameters.size, dtype=self._parameters.dtype, device=self._parameters.device
-        )
+        tensors = self._parameters.tensors
+        total = self._parameters.flat([None] * len(tensors))
+        hooked = any(tensor._post_accumulate_grad_hooks for tensor in tensors)
         for part in self.parts:
-            if self._parameters.sharded:
-                found: Sequence[Tensor | None] = self._backward(part)
+            if hooked and not self._parameters.sharded:
+                found: Sequence[Tensor | None] = self.gradient(part, trusting=False)
             else:
-                try:
-                    found = self.gradient(part)
-                except RuntimeError as error:
-                    if "heckpoint" not in str(error):
-                        raise
-                    found = self._backward(part)
+                found = self._backward(part)
             total += part.weight * self._parameters.flat(found)
         return total
 
     def _backward(self, part: Part) -> list[Tensor | None]:
         tensors = self._parameters.tensors
-        if not self._parameters.sharded and any(t._post_accumulate_grad_hooks for t in tensors):
-            raise DataError(
-                "dynamics: the parameters have hooks that act on every backward pass (an optimizer step?). "
-                "Take them off for the probe, or use a loss with a second derivative."
-            )
         for tensor in tensors:
             tensor.grad = None
         self.value(part).backward()
@@ -229,6 +228,25 @@ class Losses:
         for tensor in tensors:
             tensor.grad = None
         return found
+
+
+def _distrust(loss: Tensor) -> None:
+    """Refuse graphs with functions whose second derivative may silently be zero.
+
+    Kernels that write their own backward pass (and checkpoints of the old kind) often return
+    gradients without a graph, which autograd takes for constants.
+    """
+    seen: set[Any] = set()
+    stack: list[Any] = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        owner = getattr(node, "_forward_cls", None)
+        if owner is not None and owner.__name__ != "_DDPSink":
+            raise RuntimeError(f"{owner.__name__} has a backward pass of its own")
+        stack.extend(following for following, _ in node.next_functions)
 
 
 def _shares(batches: Sequence[Any], weights: Sequence[float] | None) -> list[float]:

@@ -86,7 +86,7 @@ def _random_numbers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
     held = [
-        (module, name, buffer, buffer.clone(), buffer._version)
+        (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -95,9 +95,10 @@ def _buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, copy, version in held:
-                if buffer._version != version:
-                    buffer.copy_(copy)
+            for module, name, buffer, copy in held:
+                # Always: batch normalization does not count its changes. Not counting ours leaves graphs
+                # valid.
+                buffer.data.copy_(copy)
                 module._buffers[name] = buffer
 
 
