@@ -44,7 +44,7 @@ claims-sentences claims-blast claims-encoder: export OMP_NUM_THREADS = 1
 claims-sentences: install
 	$(CLAIMS) 'compress.sts-*'
 claims-blast: install
-	$(CLAIMS) 'blast.*' 'dln.*' 'flatness.*' 'phase.*' 'regress.*'
+	$(CLAIMS) 'blast.*' 'dln.*' 'flatness.*' 'incontext.*' 'phase.*' 'regress.*'
 claims-encoder: install
 	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'track.*'
 
