@@ -72,5 +72,5 @@ def test_accelerate_trains_the_same(precision):
 
 
 def test_something_else_is_refused():
-    with pytest.raises(DataError, match="expected the accelerate.Accelerator"):
+    with pytest.raises(DataError, match=r"expected the accelerate\.Accelerator"):
         Monitor(nn.Linear(2, 2)).as_accelerate_logger(3)

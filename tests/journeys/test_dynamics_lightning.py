@@ -91,6 +91,6 @@ def test_lightning_trains_the_same(accumulate):
 
 
 def test_without_a_loss_there_is_no_sharpness():
-    module, memory, _ = fit(watch=True)
+    _, memory, _ = fit(watch=True)
     assert "dyn/sharpness" not in memory.reports[0][1]
     assert "dyn/alternation" in memory.reports[0][1]

@@ -24,20 +24,14 @@ def sentences(n=48):
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
-def train(tmp_path, model, *, monitor=None, through_log=False, steps=10, **options):
-    arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        learning_rate=1e-2,
-        logging_steps=2,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        seed=0,
-        disable_tqdm=True,
-        **options,
+def quiet(tmp_path, **options):
+    return transformers.TrainingArguments(
+        output_dir=str(tmp_path), report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True, **options
     )
+
+
+def train(tmp_path, model, *, monitor=None, through_log=False, steps=10, **options):
+    arguments = quiet(tmp_path, max_steps=steps, learning_rate=1e-2, logging_steps=2, seed=0, **options)
     trainer = transformers.Trainer(model=model, args=arguments, train_dataset=sentences())
     if monitor is not None:
         trainer.add_callback(monitor.as_trainer_callback(trainer if through_log else None))

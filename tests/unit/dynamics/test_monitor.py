@@ -137,8 +137,8 @@ def test_an_error_warns_once_per_kind_and_training_goes_on():
     assert "disk full" in texts[1]
     assert len(memory.reports) == 3  # the other sink has all
     assert "dyn/alternation" in memory.reports[2][1]
+    strict = Monitor(model, broken, optimizer=optimizer, every=1, strict=True)
     with pytest.raises(ZeroDivisionError):
-        strict = Monitor(model, broken, optimizer=optimizer, every=1, strict=True)
         train(model, optimizer, loss_fn, strict, 1)
 
 
@@ -188,15 +188,17 @@ def test_frozen_and_integer_parameters_are_left_out():
     model, _, loss_fn = setting()
     model[0].requires_grad_(False)
     model.register_parameter("codes", nn.Parameter(torch.zeros(3, 3, dtype=torch.int8), requires_grad=False))
+    memory = Memory()
     with pytest.warns(LowdimWarning, match="codes"):
-        memory = Memory()
         monitor = Monitor(model, loss_fn, every=1, sink=memory, strict=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LowdimWarning)
         monitor.step()
     assert memory.header["parameters"] == 34
     assert "dyn/erank/0.weight" not in memory.reports[0][1]
     model[2].requires_grad_(False)
-    with pytest.raises(DataError, match="no parameter"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", LowdimWarning)
+    model.codes = None
+    with pytest.raises(DataError, match="no parameter"):
         Monitor(model)
 
 
@@ -213,12 +215,16 @@ def test_select_and_names_of_wrappers():
 def test_gradients_that_are_gone_are_said_once():
     model, optimizer, loss_fn = setting()
     monitor = Monitor(model, every=1, probes="rank", rank_of=("gradient",))
-    with pytest.warns(LowdimWarning, match="zero_grad") as caught:
+
+    def train_and_clear():
         for _ in range(2):
             loss_fn().backward()
             optimizer.step()
             optimizer.zero_grad()
             monitor.step()
+
+    with pytest.warns(LowdimWarning, match="zero_grad") as caught:
+        train_and_clear()
     assert len(caught) == 1
 
 
