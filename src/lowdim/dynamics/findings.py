@@ -140,8 +140,9 @@ def _oscillation(run: DynamicsRun) -> list[Finding]:
     if len(swing):
         flipped, passed = flip(run), crossing(run)
         if flipped is None:
-            text = "Successive steps do not undo each other: no oscillation"
-            text += f" (alternation score {swing.max():+.2f} at most)."
+            text = f"Successive steps do not undo each other (alternation score {swing.max():+.2f} at most)"
+            # Averaged gradients go on while the weights oscillate in a few directions.
+            text += "; with momentum they may oscillate all the same." if passed else "."
         elif flipped[0] is None:
             text = (
                 f"Successive steps undo each other from the start (alternation score {swing.iloc[0]:+.2f})."

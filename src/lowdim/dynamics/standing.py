@@ -73,14 +73,14 @@ def state(run: DynamicsRun) -> State:
             return State("oscillating", f"At or beyond the edge, as far as steps tell: {how}.")
         if swing is None:
             return State("unknown", "Neither sharpness nor alternation was measured: nothing tells the edge.")
-        return State("below", "Below the edge, as far as steps tell: they do not alternate.")
+        return State("below", "Steps do not undo each other: below the edge, unless momentum hides it.")
     if ratio >= NEAR and swings:
         return State("oscillating", f"{_where(ratio)}: {how}; sharpness {ratio:.3g} of the threshold.")
     if ratio > HOVERS[1]:
         return State(
             "above", f"Above the edge: the sharpness is {ratio:.3g} times what the learning rate can bear."
         )
-    still = "" if swing is None else ", and steps do not alternate" if swing < -FLIPS else ""
+    still = "" if swing is None else ", and steps point the same way" if swing < -FLIPS else ""
     if ratio >= HOVERS[0]:
         return State("edge", f"At the edge: the sharpness is {ratio:.3g} of its threshold{still}.")
     where = "Near" if ratio >= NEAR else "Below"

@@ -117,7 +117,7 @@ def chart(
     Examples
     --------
     >>> chart([0, 1, 2, 4, None, 8], width=6, height=1)
-    ['▁▂▃▄ █']
+    ['▁▁▂▄ █']
     """
     columns = _squeezed(values, width)
     known = [value for value in columns if value is not None]

@@ -35,7 +35,7 @@ def told(run, topic):
         ({}, "waiting", "No report yet."),
         ({"loss": [1.0]}, "unknown", "Neither sharpness nor alternation was measured"),
         ({"sharpness_ratio": [0.5]}, "below", "Below the edge: the sharpness is 0.5 of what"),
-        ({"sharpness_ratio": [0.5], "alternation": [-0.9]}, "below", "and steps do not alternate."),
+        ({"sharpness_ratio": [0.5], "alternation": [-0.9]}, "below", "and steps point the same way."),
         ({"sharpness_ratio": [0.5], "alternation": [0.1]}, "below", "can bear."),
         ({"sharpness_ratio": [0.85]}, "near", "Near the edge: the sharpness is 0.85"),
         ({"sharpness_ratio": [0.95]}, "edge", "At the edge: the sharpness is 0.95 of its threshold."),
@@ -57,7 +57,7 @@ def told(run, topic):
         ),
         ({"sharpness_ratio": [0.4], "period": [2]}, "below", "can bear; oscillates with period 2."),
         ({"alternation": [0.9]}, "oscillating", "At or beyond the edge, as far as steps tell"),
-        ({"alternation": [-0.9]}, "below", "Below the edge, as far as steps tell"),
+        ({"alternation": [-0.9]}, "below", "below the edge, unless momentum hides it."),
         ({"sharpness_ratio": [0.6, None], "loss": [1.0, 0.9]}, "below", "the sharpness is 0.6"),
         (
             {"sharpness_ratio": [1.6, None], "loss": [1.0, None], "alternation": [0, 0.9], "lost": True},
@@ -155,7 +155,9 @@ def test_alternation_and_sharpness_are_compared():
 
 def test_no_oscillation_and_one_from_the_start():
     (finding,) = told(run_of(alternation=[-0.9, -0.2]), "Oscillation")
-    assert finding.sentence.endswith("no oscillation (alternation score -0.20 at most).")
+    assert finding.sentence == "Successive steps do not undo each other (alternation score -0.20 at most)."
+    (finding,) = told(run_of(alternation=[-0.9, 0.13], sharpness_ratio=[0.9, 1.01]), "Oscillation")
+    assert finding.sentence.endswith("at most); with momentum they may oscillate all the same.")
     (finding,) = told(run_of(alternation=[0.9, 0.8]), "Oscillation")
     assert "from the start (alternation score +0.90)" in finding.sentence
 
