@@ -226,6 +226,31 @@ def smallest_trace(trial: Trial) -> Measurement:
     return Measurement(max(misses), details)
 
 
+@claim(
+    "flatness.trace-closed",
+    statement="The smallest trace is L (m n)^(1/L) (sum of s)^(2 - 2/L): largest relative difference from a"
+    " minimization over the weights",
+    source="Gatmiry et al., arXiv 2306.13239 (the sum of singular values); formula derived here",
+    setting="The five targets of flatness.trace, and random ones of 2 x 4, 4 x 2, 3 x 5 with 2 to 4 layers.",
+    at_most=1e-6,
+)
+def trace_closed(trial: Trial) -> Measurement:
+    import torch
+
+    from lowdim.algebra.seeds import gaussian
+    from lowdim.dynamics import dln, flatness
+
+    random = [((2, 4), 2), ((2, 4), 3), ((4, 2), 3), ((3, 5), 4)]
+    targets = [(depth, torch.tensor(s, dtype=torch.float64)) for depth, s in TRACES]
+    targets += [(depth, gaussian(shape, seed=trial.seed, dtype=torch.float64)) for shape, depth in random]
+    misses = {}
+    for depth, M in targets:
+        found = dln.trace(flatness.minimize_trace(dln.balanced_layers(M, depth=depth), seed=trial.seed))
+        name = f"L={depth} {tuple(M.shape)} {float(M.norm()):.3f}"
+        misses[name] = abs(float(found / flatness.smallest_trace(M, depth=depth)) - 1)
+    return Measurement(max(misses.values()), misses)
+
+
 SENSING = (
     "10 x 10 of rank 2 (s = 2, 1), 70 Gaussian measurements, 2 layers, lr 0.05, until the loss is below"
     " 1e-10 or 30,000 steps, scales 1.5, 1, 0.5, 0.2, 0.05; medians of 3 draws."

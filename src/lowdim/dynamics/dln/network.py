@@ -248,7 +248,7 @@ class DeepLinear:
         last_layers = self._embed(found.layers) if self._aligned else found.layers
 
         def unbatch(values: Tensor) -> Tensor:
-            return values.reshape(*shape, *values.shape[1:])
+            return values.reshape((*shape, *values.shape[1:]))
 
         return Trajectory(
             layers=[unbatch(W) for W in last_layers],

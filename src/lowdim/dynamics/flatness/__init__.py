@@ -8,7 +8,8 @@ the layers, or a target to train on. Output: sharpness, trace, excess over the
 flattest minimum, balancing gap.
 
 `at_minimum` measures layers, `sweep_init` trains from several initial scales,
-`reparameterize` and `minimize_trace` move among weights with the same product.
+`reparameterize` and `minimize_trace` move among weights with the same product,
+`smallest_trace` is what the latter ends at.
 
 Sources: Kwon, Ding, Balzano, Qu, "On the Relationship Between Small
 Initialization and Flatness in Deep Networks", 2024 (the question); Kamber, Parhi,
@@ -22,8 +23,16 @@ Examples
 (8.0, 20.0)
 """
 
-from lowdim.dynamics.flatness.fiber import minimize_trace, reparameterize
+from lowdim.dynamics.flatness.fiber import minimize_trace, reparameterize, smallest_trace
 from lowdim.dynamics.flatness.measure import Flatness, at_minimum
 from lowdim.dynamics.flatness.sweep import InitSweep, sweep_init
 
-__all__ = ["Flatness", "InitSweep", "at_minimum", "minimize_trace", "reparameterize", "sweep_init"]
+__all__ = [
+    "Flatness",
+    "InitSweep",
+    "at_minimum",
+    "minimize_trace",
+    "reparameterize",
+    "smallest_trace",
+    "sweep_init",
+]

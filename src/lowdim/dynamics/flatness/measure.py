@@ -33,6 +33,8 @@ class Flatness:
         Sum of the eigenvalues, same unit.
     flattest : Tensor, shape (...)
         Smallest sharpness of all weights with the same product; NaN if only measurements of it are seen.
+    smallest_trace : Tensor, shape (...)
+        Smallest trace of them; NaN likewise. From three layers on it belongs to other weights.
     balance_gap : Tensor, shape (...)
         See `lowdim.dynamics.dln.balancing_gap`.
     relative : Tensor, shape (...), or None
@@ -48,6 +50,7 @@ class Flatness:
     sharpness: Tensor
     trace: Tensor
     flattest: Tensor
+    smallest_trace: Tensor
     balance_gap: Tensor
     relative: Tensor | None = None
 
@@ -98,7 +101,8 @@ def at_minimum(
     References
     ----------
     Kamber, Parhi, arXiv 2509.25783 (sharpness of any minimum); Ding et al., arXiv 2203.03756 (trace and
-    recovery); Ghosh et al., arXiv 2502.20531, lemma 4 (balanced layers are the flattest).
+    recovery); Gatmiry et al., arXiv 2306.13239 (smallest trace); Ghosh et al.,
+    arXiv 2502.20531, lemma 4 (balanced layers are the flattest).
 
     Examples
     --------
@@ -112,14 +116,16 @@ def at_minimum(
     if target is not None and not gn:
         require_minimum(Ws, target, seen, "at_minimum")
     if seen.full:
-        s = torch.linalg.svdvals(P)[..., 0]
-        flattest = len(Ws) * s ** (2 - 2 / len(Ws))
+        L, s = len(Ws), torch.linalg.svdvals(P)
+        flattest = L * s[..., 0] ** (2 - 2 / L)
+        smallest = L * (P.shape[-2] * P.shape[-1]) ** (1 / L) * s.sum(-1) ** (2 - 2 / L)
     else:
-        flattest = P.new_full(P.shape[:-2], torch.nan)
+        flattest = smallest = P.new_full(P.shape[:-2], torch.nan)
     return Flatness(
         sharpness(Ws, measurements=measurements),
         trace(Ws, measurements=measurements),
         flattest,
+        smallest,
         balancing_gap(Ws),
         _relative(Ws, seen) if relative else None,
     )
