@@ -135,23 +135,31 @@ def _follow(file: RunFile, refresh: float, idle: float | None, *, silent: bool) 
 
     from lowdim.dynamics.record import record
 
-    grown = time.monotonic()
+    grown, shown = time.monotonic(), None
     with Live(console=manners.console if silent else manners.out, auto_refresh=False, transient=True) as live:
         try:
             while True:
-                if file.read():
-                    grown = time.monotonic()
-                    if not silent:
-                        note = "Ctrl-C ends the view, not the training."
-                        live.update(_view(record(file.run()), note), refresh=True)
-                elif idle is not None and time.monotonic() - grown >= idle:
+                new = file.read()
+                now = time.monotonic()
+                grown = now if new else grown
+                if idle is not None and now - grown >= idle:
                     break
+                if not silent:
+                    shown = record(file.run()) if new or shown is None else shown
+                    live.update(_view(shown, _note(now - grown)), refresh=True)
                 time.sleep(refresh)
         except KeyboardInterrupt:
             pass  # the way to end it: what was seen so far is shown and written
     if not file.headers:
         raise DataError(f"{file.path.name} was empty to the end. Check that the training uses this file.")
     return file.run()
+
+
+def _note(quiet: float) -> str:
+    from lowdim.report.wording import duration
+
+    still = f" Nothing new for {duration(quiet)}." if quiet >= 10 else ""
+    return f"Ctrl-C ends the view, not the training.{still}"
 
 
 def _report(run: DynamicsRun) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def _drift(run: DynamicsRun) -> list[Finding]:
         return []
     most = {str(name): float(angles[name]) for name in angles.index[:3]}
     text = f"The leading subspace turned most in {_listed([f'{n} ({a:.1f})' for n, a in most.items()])}"
-    text += ", in degrees from its reference"
+    text += ", in degrees since the first step"
     text += f"; the median layer by {angles.median():.1f}" if len(angles) > 3 else ""
     return [Finding("Layers", f"{text}.", {"median": float(angles.median()), "most": most})]
 

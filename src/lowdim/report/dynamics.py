@@ -66,6 +66,8 @@ def dynamics_page(report: Mapping[str, Any]) -> Page:
     _cost(page, report)
     _numbers(page, report)
     _glossary(page, report)
+    if report.get("source"):
+        page.section("Use it").code(_loading(report), caption="Go on with the numbers in Python:")
     _made(page, report)
     return page
 
@@ -238,6 +240,15 @@ def _glossary(page: Page, report: Mapping[str, Any]) -> None:
             (title, [f"{metric.meaning}{f' Unit: {metric.unit}.' if metric.unit else ''}"])
             for title, metric in entries
         )
+
+
+def _loading(report: Mapping[str, Any]) -> str:
+    return (
+        "from lowdim.dynamics.runfile import read_run\n\n"
+        f"run = read_run({str(report['source'])!r})\n"
+        "run.table               # pandas, one row per report\n"
+        'run.family("dyn/erank") # one column per layer'
+    )
 
 
 def _made(page: Page, report: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ PERIODS = {
 """Periods in words, and the color of each."""
 
 _SHADES = ["var(--line)", "var(--before)", "var(--warm)", "var(--c4)", "var(--c7)"]
-ROWS = {"loss": 1.0, "sharpness_ratio": 1.3, "alternation": 1.0, "period": 0.16, "osc_rank": 0.45}
+ROWS = {"loss": 1.0, "lr": 0.5, "sharpness_ratio": 1.3, "alternation": 1.0, "period": 0.16, "osc_rank": 0.45}
 
 
 def training(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
@@ -52,9 +52,10 @@ def training(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
     figure = make_subplots(
         rows=len(shown), cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.035
     )
-    draw = {"loss": _loss, "sharpness_ratio": _ratio, "alternation": _alternation}
+    draw = {"loss": _loss, "lr": _rate, "sharpness_ratio": _ratio, "alternation": _alternation}
+    draw |= {"period": _strip, "osc_rank": _rank}
     for row, name in enumerate(shown, start=1):
-        draw.get(name, _strip if name == "period" else _rank)(figure, series, row)
+        draw[name](figure, series, row)
         figure.update_xaxes(showticklabels=row == len(shown), tickformat=",", row=row, col=1)
     for name, between in (("sharpness_ratio", report.get("crossing")), ("alternation", report.get("flip"))):
         if name in shown and between:
@@ -65,10 +66,11 @@ def training(report: Mapping[str, Any]) -> tuple[Figure, int] | None:
 
 
 def drawn(report: Mapping[str, Any]) -> list[str]:
-    """Return which series `training` draws: all that were measured, of the rank only one above zero."""
+    """Return which series `training` draws: all that were measured, and do not say the same all the time."""
     series = report.get("series") or {}
     found = [name for name in ROWS if _any(series.get(name))]
-    return [name for name in found if name != "osc_rank" or any(series[name])]
+    flat = {name for name in ("lr", "osc_rank") if len(set(series.get(name) or ()) - {None}) == 1}
+    return [name for name in found if name not in flat]
 
 
 def layers(report: Mapping[str, Any], family: str) -> tuple[Figure, int] | None:
@@ -102,7 +104,7 @@ def lines(found: Mapping[str, Any], family: str, *, logarithmic: bool = False) -
         ``names``, ``steps`` and ``values``.
     family : str
     logarithmic : bool
-        Whether the values have a logarithmic axis, if none is zero.
+        Whether values that differ by much have a logarithmic axis, if none is zero.
 
     Returns
     -------
@@ -121,9 +123,9 @@ def lines(found: Mapping[str, Any], family: str, *, logarithmic: bool = False) -
             line={"width": 2, "color": f"var(--c{number % 8 + 1})"},
             hovertemplate=f"step %{{x:,}}: %{{y:.4g}} {metric.unit}<extra>{_safe(name)}</extra>",
         )
-    positive = all(value > 0 for line in found["values"] for value in line if value is not None)
-    if logarithmic and positive:
-        figure.update_yaxes(type="log", dtick=1)
+    known = [value for line in found["values"] for value in line if value is not None]
+    if logarithmic and min(known) > 0 and max(known) > 20 * min(known):
+        figure.update_yaxes(type="log", tickformat="~g", nticks=5)
     elif family == "drift_deg":
         figure.update_yaxes(range=[0, 92], dtick=30)
     figure.update_yaxes(
@@ -182,6 +184,11 @@ def _loss(figure: Figure, series: Mapping[str, Any], row: int) -> None:
             type="log", row=row, col=1, tickformat="~g", dtick="D2" if few else None, nticks=5
         )
     figure.update_yaxes(title_text="Loss", row=row, col=1)
+
+
+def _rate(figure: Figure, series: Mapping[str, Any], row: int) -> None:
+    _line(figure, series, row, "lr", "var(--c8)")
+    figure.update_yaxes(title_text="Rate", rangemode="tozero", nticks=3, tickformat="~g", row=row, col=1)
 
 
 def _ratio(figure: Figure, series: Mapping[str, Any], row: int) -> None:

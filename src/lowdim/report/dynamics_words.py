@@ -29,7 +29,11 @@ METRICS = {
     "loss": Metric(
         "Loss", "that of the training", "Of the training, averaged over the steps since the last report."
     ),
-    "lr": Metric("Learning rate", "parameter\N{SUPERSCRIPT TWO} per loss", "Of the first parameter group."),
+    "lr": Metric(
+        "Learning rate",
+        "parameter\N{SUPERSCRIPT TWO} per loss",
+        "Of the optimizer; of several groups, the largest.",
+    ),
     "sharpness": Metric(
         "Sharpness",
         "loss per parameter\N{SUPERSCRIPT TWO}",
@@ -92,7 +96,7 @@ METRICS = {
     "drift_deg": Metric(
         "Drift",
         "degrees",
-        "Largest angle between the leading singular subspace of a layer now and at the reference step: "
+        "Largest angle between the leading singular subspaces of a layer now and at the first step: "
         "0 is the same subspace, 90 one with a new direction in it.",
     ),
     "balance_gap": Metric(

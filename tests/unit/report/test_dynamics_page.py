@@ -79,7 +79,17 @@ def shown(report, width=80, **options):
 
 def test_the_whole_report_shows_every_part(report):
     text = text_of(report)
-    for part in ("Findings", "Training", "Layers", "Balance", "Cost", "Numbers", "Words", "How it was made"):
+    for part in (
+        "Findings",
+        "Training",
+        "Layers",
+        "Balance",
+        "Cost",
+        "Numbers",
+        "Words",
+        "Use it",
+        "How it was made",
+    ):
         assert part in text
     assert report["state"]["sentence"] in text
     assert all(finding["sentence"] in text for finding in report["findings"])
@@ -172,9 +182,12 @@ def test_the_period_is_a_strip_of_colors(report):
     assert "light gray: no period, orange: period 2" in text_of(report)
 
 
-def test_a_rank_that_is_always_zero_is_not_drawn(report):
+def test_a_rank_that_is_always_zero_is_not_drawn_but_a_changing_rate_is(report):
     report["series"]["osc_rank"] = [0.0] * 40
-    assert "osc_rank" not in figures.drawn(report)
+    report["series"]["lr"] = [0.2 - 0.005 * at for at in range(40)]
+    assert figures.drawn(report) == ["loss", "lr", "sharpness_ratio", "alternation", "period"]
+    figure, _ = figures.training(report)
+    assert list(figure.data[1].y) == report["series"]["lr"]
 
 
 def test_nothing_to_draw():
@@ -196,6 +209,14 @@ def test_few_layers_are_lines(report):
     figure, _ = figures.layers(report, "erank")
     assert [trace.name for trace in figure.data] == ["net.0.weight", "net.1.weight", "net.2.weight"]
     assert list(figure.data[2].y) == report["families"]["erank"]["values"][2]
+
+
+def test_balancing_gaps_that_fall_by_decades_have_a_logarithmic_axis(report):
+    figure, _ = figures.balance(report)
+    assert figure.layout.yaxis.type == "log"
+    report["families"]["balance_gap"]["values"] = [[2.0, 1.5] * 20]
+    figure, _ = figures.balance(report)
+    assert figure.layout.yaxis.type is None
 
 
 def test_two_hundred_layers_are_a_map_with_readable_names():
