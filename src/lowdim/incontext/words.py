@@ -27,7 +27,9 @@ def sentence(report: Mapping[str, Any]) -> str:
     str
     """
     settings, variance = report["settings"], report["variance"]
-    own = [row for row in report["risks"] if row["predictor"] == "model"]
+    # Of linear attention the risk is known, and need not be estimated.
+    exact = any(row["predictor"] == "theory" for row in report["risks"])
+    own = [row for row in report["risks"] if row["predictor"] == ("theory" if exact else "model")]
     longest = max(row["n"] for row in own)
     own = [row for row in own if row["n"] == longest]
     least, most = (pick(row["angle_deg"] for row in own) for pick in (min, max))
