@@ -135,7 +135,7 @@ def _follow(file: RunFile, refresh: float, idle: float | None, *, silent: bool) 
 
     from lowdim.dynamics.record import record
 
-    grown, shown = time.monotonic(), None
+    grown, shown, said = time.monotonic(), None, ""
     with Live(console=manners.console if silent else manners.out, auto_refresh=False, transient=True) as live:
         try:
             while True:
@@ -144,9 +144,11 @@ def _follow(file: RunFile, refresh: float, idle: float | None, *, silent: bool) 
                 grown = now if new else grown
                 if idle is not None and now - grown >= idle:
                     break
-                if not silent:
+                note = _note(now - grown)
+                if not silent and (new or shown is None or note != said):
                     shown = record(file.run()) if new or shown is None else shown
-                    live.update(_view(shown, _note(now - grown)), refresh=True)
+                    said = note
+                    live.update(_view(shown, note), refresh=True)
                 time.sleep(refresh)
         except KeyboardInterrupt:
             pass  # the way to end it: what was seen so far is shown and written
