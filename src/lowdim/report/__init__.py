@@ -18,6 +18,7 @@ True
 
 from lowdim.report.compress import compress_page
 from lowdim.report.dynamics import dynamics_page
+from lowdim.report.incontext import incontext_page
 from lowdim.report.page import Card, Page
 from lowdim.report.phase import phase_page, transition_page
 from lowdim.report.regress import coefficient_map, regress_page
@@ -29,6 +30,7 @@ __all__ = [
     "coefficient_map",
     "compress_page",
     "dynamics_page",
+    "incontext_page",
     "phase_page",
     "regress_page",
     "track_page",

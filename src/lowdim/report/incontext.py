@@ -141,7 +141,7 @@ def _shift(page: Page, runs: figures.Runs) -> None:
     page.section(
         "Shift",
         intro="Risk is the mean squared error at the query against labels without noise, over the variance "
-        "of a label: 1 is that of always predicting 0. At 0 degrees tasks are from the first training subspace.",
+        "of a label: 1 is that of always predicting 0. At 0 degrees tasks are from the first subspace.",
     )
     figure = figures.shift(runs)
     if figure is not None:
