@@ -25,6 +25,8 @@ MODULES = sorted(
 ROOMS = [
     "lowdim.algebra",
     "lowdim.compress",
+    "lowdim.dynamics.dln",
+    "lowdim.dynamics.flatness",
     "lowdim.phase",
     "lowdim.regress",
     "lowdim.track",

@@ -26,7 +26,7 @@ DENSE = 1600
 
 
 def product(layers: Sequence[Any]) -> Tensor:
-    """Multiply the layers: ``W_L ... W_1``.
+    """Multiply the layers, the last one from the left.
 
     Parameters
     ----------

@@ -33,7 +33,9 @@ SMALL = 10_000_000
 
 
 class DeepLinear:
-    """``1/2 ||W_L ... W_1 - M||_F^2``, to be trained by gradient descent.
+    """A deep linear network that learns a matrix by gradient descent.
+
+    The loss is ``1/2 ||W_L ... W_1 - M||_F^2``, with the half.
 
     Parameters
     ----------

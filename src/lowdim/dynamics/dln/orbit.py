@@ -87,9 +87,9 @@ def period2_orbit(s: Any, *, depth: int, lr: Any) -> Orbit:
 
     Notes
     -----
-    The theorem of the source asks for a learning rate below a limit ``2 / K'``. As to existence there is
-    none: see the formula for h above. As to stability the limit is `stability_limit`, and that of
-    `floquet` for networks that are not aligned.
+    Readers report an upper limit of the learning rate in the theorem of the source. To exist, the orbit
+    needs none, since h rises without bound. To be stable, it has that of `stability_limit`, and of `floquet`
+    for networks that are not aligned.
 
     References
     ----------

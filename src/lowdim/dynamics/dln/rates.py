@@ -57,7 +57,9 @@ class CriticalLRs:
 
 
 def critical_lrs(target: Any, *, depth: int) -> CriticalLRs:
-    """Learning rates at which gradient descent on ``1/2 ||W_L ... W_1 - M||_F^2`` changes its nature.
+    """Learning rates at which the training of a deep linear network changes its nature.
+
+    The loss is ``1/2 ||W_L ... W_1 - M||_F^2``, the training gradient descent with constant learning rate.
 
     Parameters
     ----------

@@ -57,12 +57,12 @@ class Trajectory:
 
     @property
     def loss(self) -> Tensor:
-        """``1/2 ||W_L ... W_1 - M||_F^2``, or of what is measured of it, shape (..., T)."""
+        """The loss, half a squared norm, shape (..., T)."""
         return self._recorded("loss")
 
     @property
     def values(self) -> Tensor:
-        """The product in the singular directions of the target, ``u_i^T (W_L ... W_1) v_i``, (..., T, d)."""
+        """The product P in the singular directions of the target, ``u_i^T P v_i``, shape (..., T, d)."""
         return self._recorded("values")
 
     @property

@@ -68,7 +68,9 @@ def at_minimum(
     relative: bool = False,
     gn: bool = False,
 ) -> Flatness:
-    """Measure a global minimum of ``1/2 ||W_L ... W_1 - M||_F^2``, exactly.
+    """Measure a global minimum of linear layers exactly.
+
+    The loss is ``1/2 ||W_L ... W_1 - M||_F^2``, with the half.
 
     Parameters
     ----------
