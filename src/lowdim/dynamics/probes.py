@@ -41,7 +41,7 @@ KEPT = 1 << 16
 class Probe(Protocol):
     """One thing that is measured.
 
-    Parameters
+    Attributes
     ----------
     name : str
         As in ``Monitor(probes=...)``.

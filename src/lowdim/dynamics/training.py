@@ -42,6 +42,8 @@ class Training:
         The last optimizer step.
     writes : bool
         Whether this process reports; the others only take part in what all have to do together.
+    spectra : dict of str to Spectrum
+        Of the weights at this report, for the probe that comes next.
     warn : callable
         ``warn(kind, text)``, once for each kind.
     """
