@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowdim.claims.declare import Measurement, Trial, claim
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from lowdim.claims.minima import CASES, SPECTRA, dense_hessian, turned_minimum
 
 __all__: list[str] = []
 
 PAPER = "Ghosh, Kwon, Wang, Ravishankar, Qu, arXiv 2502.20531"
 OWN = "derived here"
-CASES = (
-    (2, [5.0, 3.0, 0.0, 0.0]),
-    (3, [5.0, 3.0, 1.0, 0.0]),
-    (3, [10.0, 9.5, 9.0, 0.0, 0.0]),
-    (4, [2.0, 1.0, 0.5]),
-    (4, [2.0, 1.0, 0.0, 0.0]),
-)
-SPECTRA = (
-    "Depth 2 with s = (5, 3, 0, 0); 3 with (5, 3, 1, 0) and (10, 9.5, 9, 0, 0); 4 with (2, 1, 0.5) and"
-    " (2, 1, 0, 0)"
-)
 THREE = [10.0, 9.5, 9.0, 0.0, 0.0]
 OFFICIAL = "s = (10, 9.5, 9, 0, 0), 3 layers, scale 0.01, aligned start, as in the official scripts."
 TWO_STEPS = {0.0312: (1.4170, 0, 0), 0.0325: (3.3941, 0, 0), 0.034: (4.6084, 2.3626, 0)}
 AMPLITUDES = TWO_STEPS | {0.036: (5.6954, 4.1293, 1.4623), 0.0363: (5.8280, 4.3149, 1.9349)}
-
-
-def turned_minimum(s: list[float], depth: int, seed: int, *, uneven: float = 0.0) -> list[Tensor]:
-    """Return a minimum: balanced layers turned by random orthogonal matrices, or random ones near them."""
-    import torch
-
-    from lowdim.algebra.seeds import gaussian
-    from lowdim.dynamics import dln
-
-    source, d = torch.Generator().manual_seed(seed), len(s)
-    turns = [torch.linalg.qr(gaussian((d, d), seed=source, dtype=torch.float64)).Q for _ in range(depth + 1)]
-    if uneven:
-        turns[1:-1] = [
-            Q @ torch.linalg.matrix_exp(uneven * gaussian((d, d), seed=source, dtype=torch.float64))
-            for Q in turns[1:-1]
-        ]
-    layers = dln.balanced_layers(s, depth=depth)
-    return [turns[k + 1] @ W @ torch.linalg.inv(turns[k]) for k, W in enumerate(layers)]
-
-
-def dense_hessian(layers: list[Tensor]) -> Tensor:
-    """Hessian of 1/2 ||W_L ... W_1 - M||^2 in all weights, M the product, by automatic differentiation."""
-    import torch
-
-    from lowdim.dynamics import dln
-
-    M = dln.product(layers)
-    sizes = [W.numel() for W in layers]
-
-    def loss(flat: Tensor) -> Tensor:
-        P = torch.eye(layers[0].shape[1], dtype=flat.dtype)
-        for part, W in zip(flat.split(sizes), layers, strict=True):
-            P = part.view_as(W) @ P
-        return (P - M).square().sum() / 2
-
-    return torch.func.hessian(loss)(torch.cat([W.flatten() for W in layers]))
 
 
 @claim(

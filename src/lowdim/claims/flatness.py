@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lowdim.claims.declare import Measurement, Trial, claim
-from lowdim.claims.dln import CASES, SPECTRA, dense_hessian, turned_minimum
+from lowdim.claims.minima import CASES, SPECTRA, dense_hessian, turned_minimum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def exact_sensing(trial: Trial) -> Measurement:
 
     M, A = sensing(trial.seed)
     net = dln.DeepLinear(M, depth=2, init="gaussian", scale=0.5, seed=trial.seed, measurements=A)
-    layers = net.fit(0.05, steps=60_000, tol=1e-16, record=("loss",), every=60_000).layers
+    layers = net.fit(0.05, steps=60_000, tol=1e-16, record=()).layers
     found = flatness.at_minimum(layers, target=M, measurements=A)
 
     def loss(flat: Tensor) -> Tensor:

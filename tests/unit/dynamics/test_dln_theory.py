@@ -100,6 +100,22 @@ def test_a_large_minimum_is_measured_by_products_alone():
     A, B = (torch.linalg.svdvals(W)[0] ** 2 for W in layers)
     # Two layers: the map is X -> X W_1^T W_1 + W_2 W_2^T X, whose eigenvalues add.
     assert float(dln.sharpness(layers)) == pytest.approx(float(A + B), rel=1e-9)
+    # Measurements that see all entries, turned and doubled: four times the curvature.
+    three = [1.5 * W for W in random_layers(9, 9, 9, 9)]
+    turned = 2 * torch.linalg.qr(gaussian((81, 81), seed=0, dtype=F64)).Q.view(81, 9, 9)
+    expected = 4 * float(dln.sharpness(three))
+    assert float(dln.sharpness(three, measurements=turned)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_products_alone_and_matrices_give_the_same_sharpness(monkeypatch):
+    layers, A = random_layers(4, 5, 5, 3), gaussian((7, 3, 4), seed=1, dtype=F64)
+    dense = [dln.sharpness(layers, measurements=measurements) for measurements in (None, A)]
+    monkeypatch.setattr("lowdim.dynamics.dln.minimum.DENSE", 0)
+    for measurements, wanted in zip((None, A), dense, strict=True):
+        found = dln.sharpness(layers, measurements=measurements)
+        assert float(found) == pytest.approx(float(wanted), rel=1e-10)
+        both = dln.sharpness([torch.stack([W, 2 * W]) for W in layers], measurements=measurements)
+        assert both.tolist() == pytest.approx([float(wanted), 16 * float(wanted)], rel=1e-10)
 
 
 def test_a_batch_of_minima_is_its_items():
@@ -337,6 +353,16 @@ def test_a_target_is_a_finite_matrix(target, error):
     ):
         with pytest.raises(error, match="target"):
             call()
+
+
+def test_what_asks_for_one_learning_rate_refuses_several():
+    for call in (
+        lambda lr: dln.oscillation_rank([1.0], depth=2, lr=lr),
+        lambda lr: dln.floquet([1.0], depth=2, lr=lr),
+        lambda lr: dln.balancing_step([torch.ones(1, 1)], target=[1.0], lr=lr),
+    ):
+        with pytest.raises(DataError, match="one learning rate"):
+            call([0.1, 0.2])
 
 
 def test_layers_must_chain():

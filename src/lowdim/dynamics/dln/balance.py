@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowdim.dynamics.dln.descent import gradients
-from lowdim.dynamics.dln.door import as_layers, as_rates, as_target
+from lowdim.dynamics.dln.door import as_layers, as_rate, as_rates, as_target
 from lowdim.errors import DataError, ShapeError
 
 __all__ = ["balance_contraction", "balancing_gap", "balancing_matrices", "balancing_step"]
@@ -122,7 +122,7 @@ def balancing_step(layers: Sequence[Any], *, target: Any, lr: float) -> list[Ten
     Ws = as_layers(layers, "balancing_step")
     M = as_target(target, "balancing_step")
     M = M.diag() if M.ndim == 1 else M
-    eta = as_rates(lr, "balancing_step")
+    eta = as_rate(lr, "balancing_step")
     if M.shape != (Ws[-1].shape[-2], Ws[0].shape[-1]):
         raise ShapeError(
             f"balancing_step: target of shape {tuple(M.shape)}, but the layers multiply to "

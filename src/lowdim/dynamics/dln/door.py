@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowdim.errors import DataError, ShapeError
 
-__all__ = ["as_depth", "as_layers", "as_rates", "as_singular_values", "as_target"]
+__all__ = ["as_depth", "as_layers", "as_rate", "as_rates", "as_singular_values", "as_target"]
 
 
 def as_depth(depth: int, where: str, *, least: int = 1) -> int:
@@ -63,6 +63,28 @@ def as_rates(lr: Any, where: str, *, name: str = "lr", zero: bool = False) -> Te
     if not zero and bool((rates == 0).any()):
         raise DataError(f"{where}: {name}={lr!r} holds a zero. Give positive numbers.")
     return rates
+
+
+def as_rate(lr: Any, where: str) -> float:
+    """Return one positive finite learning rate, or refuse it.
+
+    Parameters
+    ----------
+    lr : float
+    where : str
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    DataError
+    """
+    rates = as_rates(lr, where)
+    if rates.numel() != 1:
+        raise DataError(f"{where}: lr={lr!r}, expected one learning rate. Call it once for each.")
+    return float(rates)
 
 
 def as_target(target: Any, where: str) -> Tensor:
@@ -136,7 +158,7 @@ def as_layers(layers: Sequence[Any], where: str) -> list[Tensor]:
     DataError
         If there are none, or numbers that are not finite.
     """
-    found = [_float64(layer, where, "layers").detach() for layer in layers]
+    found = [_float64(layer, where, "layers") for layer in layers]
     if not found:
         raise DataError(f"{where}: got no layers. Give at least one matrix.")
     shapes = [tuple(layer.shape) for layer in found]
@@ -161,4 +183,4 @@ def _float64(values: Any, where: str, name: str) -> Tensor:
         raise DataError(f"{where}: {name}={values!r} are no numbers. Give an array of numbers.") from error
     if found.is_complex() or found.dtype == torch.bool:
         raise DataError(f"{where}: {name} of type {found.dtype}, expected real numbers.")
-    return found.to(torch.float64)
+    return found.detach().to(torch.float64)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdim.dynamics.dln.door import as_depth, as_rates, as_singular_values
+from lowdim.dynamics.dln.door import as_depth, as_rate, as_singular_values
 from lowdim.dynamics.dln.orbit import period2_orbit
 from lowdim.dynamics.dln.spectrum import index_blocks, pair_blocks
 from lowdim.errors import DataError
@@ -104,7 +104,7 @@ def floquet(target: Any, *, depth: int, lr: float, phases: Sequence[int] | None 
     """
     L = as_depth(depth, "floquet", least=2)
     s = as_singular_values(target, "floquet")
-    eta = as_rates(lr, "floquet")
+    eta = as_rate(lr, "floquet")
     orbit = period2_orbit(s, depth=L, lr=eta)
     oscillates = orbit.ratio > 1
     rank = int(oscillates.sum())
@@ -127,7 +127,7 @@ def floquet(target: Any, *, depth: int, lr: float, phases: Sequence[int] | None 
     return Floquet(rank, _radius(own[1] @ own[0]), mixing)
 
 
-def _step(H: Tensor, eta: Tensor) -> Tensor:
+def _step(H: Tensor, eta: float) -> Tensor:
     """``I - eta H``: one linearized step."""
     return torch.eye(H.shape[-1], dtype=H.dtype, device=H.device) - eta * H
 

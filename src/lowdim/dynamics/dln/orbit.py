@@ -102,9 +102,8 @@ def period2_orbit(s: Any, *, depth: int, lr: Any) -> Orbit:
     (tensor(2.5758, dtype=torch.float64), tensor(3.5293, dtype=torch.float64))
     """
     L = as_depth(depth, "period2_orbit")
-    s, eta = torch.broadcast_tensors(
-        as_rates(s, "period2_orbit", name="s", zero=True), as_rates(lr, "period2_orbit")
-    )
+    s = as_rates(s, "period2_orbit", name="s", zero=True)
+    s, eta = torch.broadcast_tensors(s, as_rates(lr, "period2_orbit").to(s.device))
     x = eta * L * s ** (2 - 2 / L) / 2  # the learning rate in units of 2 / S
     if L == 1 and bool((x >= 1).any()):
         raise DataError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lowdim.dynamics.dln.door import as_depth, as_rates, as_singular_values
+from lowdim.dynamics.dln.door import as_depth, as_rate, as_singular_values
 from lowdim.dynamics.dln.orbit import stability_limit
 from lowdim.dynamics.dln.spectrum import balanced_sharpness, hessian_eigenvalues
 from lowdim.errors import DataError
@@ -132,6 +132,6 @@ def oscillation_rank(target: Any, *, depth: int, lr: float, momentum: float = 0.
     """
     if not 0 <= momentum < 1:
         raise DataError(f"oscillation_rank: momentum={momentum!r}, expected a number in [0, 1).")
-    rate = float(as_rates(lr, "oscillation_rank"))
+    rate = as_rate(lr, "oscillation_rank")
     S = balanced_sharpness(target, depth=depth)
     return int((rate * S > 2 + 2 * momentum).sum())

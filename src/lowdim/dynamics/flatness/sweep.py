@@ -139,7 +139,7 @@ def sweep_init(
     """
     import pandas as pd
 
-    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    numbers = list(range(seeds)) if isinstance(seeds, (int, np.integer)) else [int(seed) for seed in seeds]
     if not numbers or not len(scales):
         raise DataError("sweep_init: needs at least one scale and one seed.")
     net = dln.DeepLinear(
@@ -147,7 +147,7 @@ def sweep_init(
     )
     balanced = dln.balanced_layers(net.target, depth=net.depth)
     rate = _safe_rate(net, balanced, measurements) if lr is None else lr
-    run = net.fit(rate, steps=steps, tol=tol, record=("loss",), every=steps + 1)
+    run = net.fit(rate, steps=steps, tol=tol, record=())
     found = at_minimum(run.layers, measurements=measurements, gn=True)
     M = net.target if net.target.ndim == 2 else net.target.diag()
     P = dln.product(run.layers)
