@@ -287,8 +287,8 @@ def _sensing(trial: Trial) -> dict[str, list[float]]:
 
 @claim(
     "flatness.sensing-error",
-    statement="With fewer measurements than entries, smaller starts find a product nearer the truth, at"
-    " equal loss: relative error from scale 0.05",
+    statement="With fewer measurements than entries, smaller starts find a product nearer the truth:"
+    " relative error from scale 0.05",
     source="Ding et al., arXiv 2203.03756 (minima of small trace recover the truth)",
     setting=SENSING,
     at_most=0.12,
