@@ -275,8 +275,12 @@ def register(app: typer.Typer) -> None:
         from lowdim.incontext import StudyResult
         from lowdim.report import incontext_page
 
-        reports = {str(folder): StudyResult.load(folder).report for folder in runs}
-        incontext_page(*reports.values(), names=list(reports)).write(output)
+        # The last parts of paths where they tell runs apart: names stand in every legend.
+        last = [folder.resolve().name for folder in runs]
+        names = last if len(set(last)) == len(runs) else [str(folder) for folder in runs]
+        loaded = [StudyResult.load(folder).report for folder in runs]
+        reports = dict(zip(names, loaded, strict=True))
+        incontext_page(*loaded, names=names).write(output)
         if json:
             manners.emit(
                 {"output": str(output), "runs": {name: one["sentence"] for name, one in reports.items()}}

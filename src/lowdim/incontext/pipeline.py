@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdim.errors import RunError
+from lowdim.errors import DataError, RunError
 from lowdim.incontext.adapters import best_low_rank_update, train_low_rank_update
 from lowdim.incontext.attention import LinearAttention
 from lowdim.incontext.evaluate import evaluate
@@ -159,6 +159,7 @@ def study(
     )
     if output is None and (resume or restart):
         raise RunError("incontext: resume and restart need the output folder of the run. Add output=...")
+    where = _device(device)
     arguments = plain(dataclasses.asdict(settings))
     with ExitStack() as stack:
         run: Run | None = None
@@ -175,10 +176,18 @@ def study(
             )
             if run.finished:
                 return StudyResult.load(run.path)
-        result = _Job(settings, progress, torch.device(device), run).result(arguments)
+        result = _Job(settings, progress, where, run).result(arguments)
         if output is not None:
             result.save(output)
         return result
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # what torch raises where it was built without a device
+        reason = str(error).splitlines()[0]
+        raise DataError(f"study: device={str(device)!r} cannot be used ({reason}). Use 'cpu'.") from error
 
 
 @dataclass

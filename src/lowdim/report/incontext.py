@@ -57,7 +57,7 @@ def incontext_page(report: Mapping[str, Any], *others: Mapping[str, Any], names:
     Raises
     ------
     DataError
-        If ``settings`` or ``risks`` is missing, or the names are not as many as the studies.
+        If ``settings`` or ``risks`` is missing, or names are not as many as studies, or repeat.
 
     Examples
     --------
@@ -74,8 +74,10 @@ def incontext_page(report: Mapping[str, Any], *others: Mapping[str, Any], names:
                 f"incontext_page: a report has no {(missing or ['model'])[0]!r}. Give the contents of a "
                 "report.json written by `lowdim incontext run`."
             )
-    if names and len(names) != len(reports):
-        raise DataError(f"incontext_page: {len(names)} names for {len(reports)} studies. Give one for each.")
+    if names and (len(names) != len(reports) or len(set(names)) != len(names)):
+        raise DataError(
+            f"incontext_page: {len(set(names))} different names for {len(reports)} studies. Give one for each."
+        )
     given = list(names) or [f"study {number}" for number in range(1, len(reports) + 1)]
     runs = dict(zip(given, reports, strict=True)) if others else {"": report}
     model = MODELS.get(report["settings"]["model"], str(report["settings"]["model"]))
