@@ -27,6 +27,7 @@ ROOMS = [
     "lowdim.compress",
     "lowdim.dynamics.dln",
     "lowdim.dynamics.flatness",
+    "lowdim.incontext",
     "lowdim.phase",
     "lowdim.regress",
     "lowdim.track",

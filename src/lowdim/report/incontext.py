@@ -76,7 +76,7 @@ def incontext_page(report: Mapping[str, Any], *others: Mapping[str, Any], names:
             )
     if names and (len(names) != len(reports) or len(set(names)) != len(names)):
         raise DataError(
-            f"incontext_page: {len(set(names))} different names for {len(reports)} studies. Give one for each."
+            f"incontext_page: {len(set(names))} different names for {len(reports)} studies. Give each one."
         )
     given = list(names) or [f"study {number}" for number in range(1, len(reports) + 1)]
     runs = dict(zip(given, reports, strict=True)) if others else {"": report}
