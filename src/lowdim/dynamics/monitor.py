@@ -189,7 +189,12 @@ class Monitor:
             The report, every `every` steps.
         """
         began = perf_counter()
-        if self._closed or not self.ready():
+        if self._closed:
+            self.warn(
+                "closed", "it is closed, and looks at no more steps. Make another one for another training."
+            )
+            return None
+        if not self.ready():
             return None
         self._step = self._step + 1 if step is None else int(step)
         if loss is not None:
@@ -221,7 +226,7 @@ class Monitor:
         return [] if probe is None else list(probe.scores)
 
     def close(self) -> None:
-        """Close files and writers. Steps after this are not looked at."""
+        """Close files and writers. Steps after this are not looked at, which is said once."""
         if self._closed:
             return
         self._closed = True

@@ -180,7 +180,8 @@ def test_an_adaptive_optimizer_is_told_after_its_first_step():
     assert memory.header["label"] == "preconditioned sharpness"
     assert memory.reports[0][1]["dyn/threshold"] == pytest.approx(38 / 1e-3)
     monitor.close()
-    monitor.step()  # after the end: nothing
+    with pytest.warns(LowdimWarning, match="closed"):
+        assert monitor.step() is None
     assert len(memory.reports) == 2
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
 from lowdim.dynamics.oscillation import alternation
@@ -80,6 +81,29 @@ def test_small_steps_are_seen(dtype):
         states.append(sketch())
     scores = alternation(torch.stack(states), still=sketch.still)
     assert float((scores - 1).abs().max()) < 0.02
+
+
+def test_a_real_training_looks_the_same_in_sketches():
+    """Digits, a small network, full batches at lr 0.2: the alternation flips its sign at the edge."""
+    digits = load_digits()
+    x = torch.tensor(digits.data[:300] / 16 - 0.3, dtype=torch.float32)
+    y = nn.functional.one_hot(torch.tensor(digits.target[:300]), 10).float()
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+    sketch = ParameterSketch(net.parameters())
+    states, sketches = [], []
+    for _ in range(450):
+        optimizer.zero_grad()
+        (0.5 * (net(x) - y).square().sum(1).mean()).backward()
+        optimizer.step()
+        states.append(nn.utils.parameters_to_vector(net.parameters()).detach())
+        sketches.append(sketch())
+    exact = alternation(torch.stack(states)).unfold(0, 16, 1).mean(1)
+    found = alternation(torch.stack(sketches), still=sketch.still).unfold(0, 16, 1).mean(1)
+    assert float((found - exact).abs().max()) < 0.05
+    assert float(found[:230].max()) < -0.9
+    assert float(found[400:].min()) > 0.8
 
 
 def test_lower_precision_of_products_is_not_used():
