@@ -15,7 +15,13 @@ import numpy
 
 from benchmarks.harness import Skipped
 
-__all__ = ["official_blast", "official_geodesic", "official_tensor_classifier", "official_tucker"]
+__all__ = [
+    "official_blast",
+    "official_geodesic",
+    "official_tensor_classifier",
+    "official_tucker",
+    "pyhessian",
+]
 
 
 def official_blast(module: str) -> ModuleType:
@@ -111,6 +117,22 @@ def official_tucker() -> Iterator[ModuleType]:
         yield module
     finally:
         del vars(numpy)["complex"]
+
+
+def pyhessian() -> ModuleType:
+    """Import the module of PyHessian (GPL-3: run beside us, never a dependency).
+
+    Returns
+    -------
+    module
+        ``pyhessian.hessian``.
+
+    Raises
+    ------
+    Skipped
+        If LOWDIM_PEER_PYHESSIAN names no checkout, or the code does not import here.
+    """
+    return _official("LOWDIM_PEER_PYHESSIAN", "amirgholami/PyHessian", "pyhessian.hessian")
 
 
 def _official(variable: str, repository: str, module: str) -> ModuleType:

@@ -16,6 +16,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 autosummary_generate = True
+myst_enable_extensions = ["dollarmath"]  # $...$ in the Markdown pages
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 exclude_patterns = ["_build"]
