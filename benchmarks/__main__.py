@@ -14,7 +14,7 @@ from lowdim.claims.machine import machine
 
 NAMES = (
     *("blast_layer", "whole_model", "factorization", "triton"),
-    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "costs"),
+    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "costs"),
 )
 RESULTS = Path(__file__).parent / "results"
 

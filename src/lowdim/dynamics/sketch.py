@@ -6,9 +6,9 @@ A CountSketch whose hash has structure. The entries of every parameter stand in 
     (S x)_j = sum_g sigma_(g+j) sum_i eps_gi x_gij
 
 The inner sum is one product with a row of signs, which reads the parameters at the speed of memory; the
-outer one works on what that leaves. ``E <Sx, Sy> = <x, y>``, with an error of about ``sqrt(2 / width) |x|
-|y|`` (twice that where all entries change alike), and much less for steps that nearly undo each other. All shards and all copies of a
-model are sketched alike, and shards add.
+outer one works on what that leaves. ``E <Sx, Sy> = <x, y>``, with an error of about ``sqrt(2 / width)`` of
+the product of the norms (twice that where all entries change alike), and much less for steps that nearly undo
+each other. Every copy of a model is sketched alike, and the sketches of shards add.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lowdim.errors import DataError
 __all__ = ["ParameterSketch"]
 
 ROWS = 64
-"""Rows of one group at most: few enough that float32 sums lose no digits, many enough to leave little to do."""
+"""Rows of one group at most: float32 sums of so few lose no digits, and little is left to do."""
 
 GROUPS = 256
 """Groups to aim at: rows of one group share signs, which is felt where all of them change alike."""
