@@ -111,7 +111,7 @@ class Linear(Family):
         return 1.0
 
     def task_vectors(self, bases: Tensor, *, seed: Seed = None) -> Tensor:
-        """Return the vectors b, shape (batch, d), one per basis (batch, d, r), from `seed`."""
+        """Return the vectors b, shape (batch, d): one for each of `bases` (batch, d, r), from `seed`."""
         b = _weights(bases, 1, seed).squeeze(1)
         if self.vectors == "sphere":
             b = b * (math.sqrt(bases.shape[-1]) / b.norm(dim=-1, keepdim=True))

@@ -114,9 +114,9 @@ def train(
     >>> from lowdim.incontext import LinearAttention, SubspaceTasks, optimal_weights
     >>> tasks = SubspaceTasks(4, r=1, seed=0)
     >>> model = LinearAttention(4)
-    >>> history = train(model, tasks, steps=1000, n=20, batch=256, lr=1e-2, schedule="cosine")
+    >>> history = train(model, tasks, steps=300, n=20, batch=256, lr=2e-2, schedule="cosine")
     >>> best = optimal_weights(tasks.covariance, n=20).float()
-    >>> bool((model.W - best).norm() < 0.1 * best.norm())
+    >>> bool((model.W - best).norm() < 0.2 * best.norm())
     True
     """
     where = "train"
