@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lowdim.algebra.seeds import phases
-from lowdim.dynamics.shards import local
+from lowdim.dynamics.shards import is_sharded, local
 from lowdim.errors import DataError
 
 __all__ = ["ParameterSketch"]
@@ -96,6 +96,7 @@ class ParameterSketch:
         self.seed = seed
         double = all(p.dtype == torch.float64 for p in self.parameters)
         self.still = 1e-8 if double else 2e-6
+        self._spread = [is_sharded(p) for p in self.parameters]
         self._plans: list[_Plan] | None = None
 
     @torch.no_grad()
@@ -107,7 +108,9 @@ class ParameterSketch:
         Tensor of float64, shape (width,)
             On the device of the first parameter (float32 where it has no float64).
         """
-        views = [local(p).detach() for p in self.parameters]
+        views = [
+            local(p).detach() if d else p.detach() for p, d in zip(self.parameters, self._spread, strict=True)
+        ]
         if self._plans is None or any(not plan.fits(views) for plan in self._plans):
             self._plans = self._plan(views)
         first = views[0].device
@@ -172,8 +175,9 @@ class _Plan:
 
     def fits(self, views: list[Tensor]) -> bool:
         """Whether the parameters are still where they were and as many."""
+        device = self.sums.device
         return all(
-            views[i].numel() == size and views[i].device == self.sums.device
+            views[i].numel() == size and views[i].device == device
             for i, size in zip(self.members, self.sizes, strict=True)
         )
 
@@ -191,12 +195,13 @@ class _Plan:
                 _signed_sum(signs, rows if rows.dtype == dtype else rows.to(dtype), self.sums[at : at + n])
                 at += n
             if used < view.numel():
-                left.append(view.reshape(-1)[used:])
+                flat = view.view(-1)
+                left.append(flat[used:] if used else flat)
         if left:
-            ends = torch.cat([part.to(dtype) for part in left])
+            ends = torch.cat(left).to(dtype)
             self.rest.view(-1)[: len(ends)] = ends
             _signed_sum(self.rest_signs, self.rest, self.sums[at:])
-        return torch.einsum("gj,gj->j", self.sums[:, 0].to(self.columns.dtype), self.columns)
+        return (self.sums[:, 0] * self.columns).sum(0)
 
 
 def _signed_sum(signs: Tensor, rows: Tensor, out: Tensor) -> None:
