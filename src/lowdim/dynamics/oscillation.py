@@ -5,14 +5,15 @@ Beyond the edge of stability the parameters jump to and fro across a valley. Tha
 ``d_t = x_{t+1} - x_t``::
 
     alternation   a_t = -<d_t, d_{t-1}> / (|d_t| |d_{t-1}|)         1 flips every step, -1 goes straight on
+                  of order 2: the same of d_t - d_{t-1}, which a steady drift does not enter
     recurrence    residual_p = max_t |x_{t+p} - x_t| / max_st |x_s - x_t|        small: period p
     rank          of the stack of (-1)^t (d_t - d_{t-1}) / 2        directions that alternate
 """
 
 from __future__ import annotations
 
-from collections import deque
 from math import isnan, nan
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,13 +43,19 @@ def _states(where: str, states: Tensor, *, least: int) -> Tensor:
     return states.detach().double().flatten(1)
 
 
-def alternation(states: Tensor, *, average: int = 1, still: float = STILL) -> Tensor:
+def alternation(
+    states: Tensor, *, order: Literal[1, 2] = 1, average: int = 1, still: float = STILL
+) -> Tensor:
     """How exactly every step undoes the one before: the cheapest alarm for the edge of stability.
 
     Parameters
     ----------
     states : Tensor, shape (T, ...)
         Consecutive states, or their sketches.
+    order : {1, 2}
+        Of the differences that are compared. Steps (1) show an oscillation once it is larger than the
+        drift, which momentum and Adam make ten times as long. Differences of steps (2) show it before,
+        but noise that is independent from step to step then has the score 1/2, not 0.
     average : int
         Against the noise of small batches. With n > 1 the inner products of n consecutive pairs are
         averaged, and they are measured against those two steps apart, in which independent noise cancels
@@ -59,15 +66,15 @@ def alternation(states: Tensor, *, average: int = 1, still: float = STILL) -> Te
 
     Returns
     -------
-    Tensor of float64, shape (T - 1 - average,)
+    Tensor of float64, shape (T - order - average,)
         In [-1, 1]: 1 for a perfect flip, 0 for random directions, -1 for going straight on; NaN at rest.
 
     Raises
     ------
     ShapeError
-        If there are fewer than ``average + 2`` states.
+        If there are fewer than ``order + average + 1`` states.
     DataError
-        If `average` is no positive integer.
+        If `order` is neither 1 nor 2, or `average` no positive integer.
 
     Examples
     --------
@@ -80,10 +87,12 @@ def alternation(states: Tensor, *, average: int = 1, still: float = STILL) -> Te
     """
     if isinstance(average, bool) or not isinstance(average, int) or average < 1:
         raise DataError(f"alternation: average={average!r} is no number of steps. Use 1, 2, 3, ...")
-    x = _states("alternation", states, least=average + 2)
-    d = x.diff(dim=0)
+    if order not in (1, 2):
+        raise DataError(f"alternation: order={order!r}, expected 1 (steps) or 2 (differences of steps).")
+    x = _states("alternation", states, least=order + average + 1)
+    d = x.diff(n=order, dim=0)
     sizes = d.norm(dim=1)
-    moving = sizes > still * x.norm(dim=1)[1:]
+    moving = sizes > order * still * x.norm(dim=1)[order:]
     moving = moving[1:] & moving[:-1]
     flips = -(d[1:] * d[:-1]).sum(1)
     scale = sizes[1:] * sizes[:-1]
@@ -190,60 +199,63 @@ def oscillation_rank(states: Tensor, *, tol: float = 1e-3, still: float = STILL)
 
 
 class EdgeDetector:
-    """Say when a training has crossed the edge of stability, from its alternation alone.
+    """Say when a training has crossed the edge of stability, from its alternation of order 2 alone.
+
+    Below the edge what alternates dies out, and the differences of successive steps bend slowly; beyond it,
+    an alternation grows until nothing else is left of them. The alarm rings when `window` scores in a row
+    are above `threshold`: independent noise, of small batches for instance, has scores about 1/2. A large
+    alternation that dies out (after a jump of the learning rate) rings, too.
 
     Parameters
     ----------
     window : int
-        Number of steps over which the alternation is averaged.
+        Number of scores in a row.
     threshold : float
-        Mean alternation from which on the training is at the edge.
+        What each of them has to exceed.
 
     Attributes
     ----------
-    mean : float
-        Mean alternation over the window; NaN before it is full.
     crossed_at : int or None
-        Number of the update, from 1, at which the mean first exceeded the threshold.
+        Number of the update, from 1, at which the alarm first rang.
 
     Raises
     ------
     DataError
         If the window is empty or the threshold is not in (-1, 1).
 
+    Notes
+    -----
+    The defaults were chosen on trainings of one seed: a perceptron and a small GPT-2 by gradient descent,
+    heavy ball and Adam, where they found all crossings within 100 steps. The claims measure other seeds.
+
     Examples
     --------
     >>> detector = EdgeDetector(window=2)
     >>> [detector.update(a) for a in (-1.0, 0.4, 0.9, 1.0)]
-    [False, False, True, True]
+    [False, False, False, True]
     >>> detector.crossed_at
-    3
+    4
     """
 
-    def __init__(self, *, window: int = 16, threshold: float = 0.5) -> None:
+    def __init__(self, *, window: int = 4, threshold: float = 0.7) -> None:
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise DataError(f"EdgeDetector: window={window!r} is no number of steps. Use 16, or 1 and more.")
+            raise DataError(f"EdgeDetector: window={window!r} is no number of steps. Use 4, or 1 and more.")
         if not -1 < threshold < 1:
             raise DataError(f"EdgeDetector: threshold={threshold!r} is out of range. Use one in (-1, 1).")
         self.window = window
         self.threshold = threshold
         self.crossed_at: int | None = None
-        self._last: deque[float] = deque(maxlen=window)
+        self._row = 0
         self._updates = 0
 
-    @property
-    def mean(self) -> float:
-        """Mean alternation over the window; NaN before it is full."""
-        return sum(self._last) / self.window if len(self._last) == self.window else nan
-
     def update(self, alternation: float) -> bool:
-        """Take the alternation of one more step, and return whether the training is at the edge.
+        """Take the score of one more step, and return whether the alarm rings.
 
-        A step at rest (NaN) counts as 0: rest is no oscillation.
+        A step at rest (NaN) breaks the row: rest is no oscillation.
         """
         self._updates += 1
-        self._last.append(0.0 if isnan(alternation) else float(alternation))
-        above = self.mean > self.threshold
-        if above and self.crossed_at is None:
+        self._row = 0 if isnan(alternation) or not alternation > self.threshold else self._row + 1
+        rings = self._row >= self.window
+        if rings and self.crossed_at is None:
             self.crossed_at = self._updates
-        return above
+        return rings

@@ -97,7 +97,7 @@ class OscillationProbe:
     average : int
         See :func:`lowdim.dynamics.alternation`.
     detector : EdgeDetector
-        Sees the score of every step.
+        Sees the score of order 2 of every step.
     """
 
     name = "oscillation"
@@ -133,13 +133,18 @@ class OscillationProbe:
         fresh = training.layout.total(torch.stack(self._fresh)).double().cpu()
         self._fresh = []
         states = torch.cat([self._states, fresh])
+        still = self.sketch.still
         if len(states) >= self.average + 2:
-            new = alternation(states, average=self.average, still=self.sketch.still)[-len(fresh) :].tolist()
+            new = alternation(states, average=self.average, still=still)[-len(fresh) :].tolist()
             for step, score in zip(range(self._step - len(new) + 1, self._step + 1), new, strict=True):
                 self.scores.append((step, score))
                 self._seen += 1
-                self._edge = self.detector.update(score)
-                if self._edge and self.crossed_at is None:
+        if len(states) >= 4:
+            new = alternation(states, order=2, still=still)[-len(fresh) :].tolist()
+            for step, score in zip(range(self._step - len(new) + 1, self._step + 1), new, strict=True):
+                rings = self.detector.update(score)
+                self._edge |= rings
+                if rings and self.crossed_at is None:
                     self.crossed_at = step
         self._states = states[-max(WINDOW, self.average + 1) :]
 
@@ -153,6 +158,7 @@ class OscillationProbe:
             "dyn/alternation": sum(scores) / len(scores) if scores else nan,
             "dyn/edge": float(self._edge),
         }
+        self._edge = False
         states = self._states[-WINDOW:]
         if len(states) == WINDOW:
             still = self.sketch.still

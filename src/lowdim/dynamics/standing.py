@@ -73,7 +73,9 @@ def state(run: DynamicsRun) -> State:
             return State("oscillating", f"At or beyond the edge, as far as steps tell: {how}.")
         if swing is None:
             return State("unknown", "Neither sharpness nor alternation was measured: nothing tells the edge.")
-        return State("below", "Steps do not undo each other: below the edge, unless momentum hides it.")
+        if newest(run, "dyn/edge"):
+            return State("oscillating", "At or beyond the edge: the detector rang since the report before.")
+        return State("below", "Nothing alternates: below the edge, as far as steps tell.")
     if ratio >= NEAR and swings:
         return State("oscillating", f"{_where(ratio)}: {how}; sharpness {ratio:.3g} of the threshold.")
     if ratio > HOVERS[1]:

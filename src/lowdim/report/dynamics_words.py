@@ -70,7 +70,9 @@ METRICS = {
         "direction, +1 where each undoes the one before. It needs no Hessian.",
     ),
     "edge": Metric(
-        "Edge alarm", "0 or 1", "1 while the mean alternation score of the last steps exceeds its limit."
+        "Edge alarm",
+        "0 or 1",
+        "1 if differences of successive steps undid each other several times in a row since the last report.",
     ),
     "period": Metric(
         "Period",

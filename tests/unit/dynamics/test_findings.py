@@ -57,7 +57,7 @@ def told(run, topic):
         ),
         ({"sharpness_ratio": [0.4], "period": [2]}, "below", "can bear; oscillates with period 2."),
         ({"alternation": [0.9]}, "oscillating", "At or beyond the edge, as far as steps tell"),
-        ({"alternation": [-0.9]}, "below", "below the edge, unless momentum hides it."),
+        ({"alternation": [-0.9]}, "below", "Nothing alternates: below the edge, as far as steps tell."),
         ({"sharpness_ratio": [0.6, None], "loss": [1.0, 0.9]}, "below", "the sharpness is 0.6"),
         (
             {"sharpness_ratio": [1.6, None], "loss": [1.0, None], "alternation": [0, 0.9], "lost": True},

@@ -86,7 +86,7 @@ def test_alternation_tells_the_edge_without_a_hessian(lr, edge):
     if edge:
         assert monitor.last["dyn/period"] == 2
         assert monitor.last["dyn/osc_rank"] >= 1
-        assert 18 <= monitor.crossed_at <= 60
+        assert 7 <= monitor.crossed_at <= 60  # four states to begin with, four scores in a row
 
 
 def test_the_detector_is_that_of_the_user():

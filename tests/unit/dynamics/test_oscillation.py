@@ -107,9 +107,45 @@ def test_detector_needs_a_full_window():
     detector = EdgeDetector(window=3, threshold=0.5)
     assert [detector.update(1.0) for _ in range(3)] == [False, False, True]
     assert detector.crossed_at == 3
-    assert not detector.update(math.nan) or detector.mean > 0.5
-    assert not detector.update(-1.0)
+    assert detector.update(0.6)
+    assert not detector.update(math.nan)
+    assert [detector.update(1.0) for _ in range(3)] == [False, False, True]
+    assert not detector.update(0.5)
     assert detector.crossed_at == 3  # the first time
+
+
+def heavy_ball(h, *, steps=400, momentum=0.9):
+    """Train a quadratic of two directions at lr 1: one flat and long, one of curvature h and short."""
+    x, v = torch.tensor([1e3, 1e-9], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    states = []
+    for _ in range(steps):
+        v = momentum * v + torch.tensor([1e-4, h], dtype=torch.float64) * x
+        x = x - v
+        states.append(x)
+    return torch.stack(states)
+
+
+def rings_at(states):
+    detector = EdgeDetector()
+    for score in alternation(states, order=2).tolist():
+        detector.update(score)
+    return detector.crossed_at
+
+
+def test_second_differences_see_through_momentum():
+    # The threshold is 2 + 2 b = 3.8.
+    stable, unstable = heavy_ball(3.7), heavy_ball(3.81)
+    assert rings_at(stable) is None
+    assert rings_at(unstable) is not None
+    assert float(alternation(unstable[:200]).mean()) < -0.9  # steps themselves do not tell yet
+
+
+def test_independent_steps_have_the_score_one_half():
+    steps = torch.randn(500, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = alternation(steps.cumsum(0), order=2)
+    assert scores.shape == (497,)
+    assert float(scores.mean()) == pytest.approx(0.5, abs=0.01)
+    assert rings_at(steps.cumsum(0)) is None
 
 
 def test_refusals():
@@ -119,6 +155,8 @@ def test_refusals():
         period(torch.zeros(5))
     with pytest.raises(DataError, match="average"):
         alternation(torch.zeros(9, 3), average=0)
+    with pytest.raises(DataError, match="order=3"):
+        alternation(torch.zeros(9, 3), order=3)
     with pytest.raises(DataError, match="window"):
         EdgeDetector(window=0)
     with pytest.raises(DataError, match="threshold"):
