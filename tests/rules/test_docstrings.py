@@ -25,6 +25,7 @@ MODULES = sorted(
 ROOMS = [
     "lowdim.algebra",
     "lowdim.compress",
+    "lowdim.dynamics",
     "lowdim.dynamics.dln",
     "lowdim.dynamics.flatness",
     "lowdim.incontext",

@@ -49,6 +49,15 @@ class Curvature:
         Returns the flat gradient of this process where it is at hand without another pass.
     fallback : callable, optional
         Makes another `product` when the first one meets an operation without a second derivative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lowdim.algebra.spectrum import eigenpairs
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> with hessian(layer, lambda: (layer.weight**2).sum()) as H:
+    ...     H.shape, eigenpairs(H, seed=0).values.round(decimals=3)
+    ((2, 2), tensor([2.]))
     """
 
     def __init__(

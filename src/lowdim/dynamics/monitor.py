@@ -22,11 +22,11 @@ from lowdim.dynamics.probes import (
     RankProbe,
     SharpnessProbe,
 )
-from lowdim.dynamics.sharpness import SharpnessTracker
 from lowdim.dynamics.sinks import as_sinks
 from lowdim.dynamics.sketch import ParameterSketch
 from lowdim.dynamics.spectra import LIMIT
-from lowdim.dynamics.stability import stability
+from lowdim.dynamics.thresholds import stability
+from lowdim.dynamics.tracker import SharpnessTracker
 from lowdim.dynamics.training import Training, learning_rate
 from lowdim.errors import DataError, LowdimWarning
 

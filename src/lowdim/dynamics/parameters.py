@@ -29,6 +29,12 @@ class FlatParameters:
         Of the parameters, in the order of the network.
     tensors : tuple of Tensor
         The parameters themselves; DTensors where the network is sharded.
+
+    Examples
+    --------
+    >>> import torch
+    >>> FlatParameters.of(torch.nn.Linear(3, 2), select="bias").size
+    2
     """
 
     names: tuple[str, ...]

@@ -15,7 +15,7 @@ from lowdim.dynamics.distributed import Layout
 from lowdim.dynamics.parameters import FlatParameters, Select
 from lowdim.dynamics.shards import gathered
 from lowdim.dynamics.spectra import Spectrum, as_matrix
-from lowdim.dynamics.stability import Stability
+from lowdim.dynamics.thresholds import Stability
 
 __all__ = ["Training", "learning_rate"]
 

@@ -190,7 +190,7 @@ def require_minimum(layers: list[Tensor], target: Any, seen: Observation, where:
         raise DataError(
             f"{where}: not a minimum: relative residual {miss:.1e}, expected at most 1e-6, for the formula "
             "is exact at residual 0. Train on, use gn=True for the Gauss-Newton matrix, or measure the "
-            "Hessian itself with lowdim.dynamics.sharpness."
+            "Hessian itself with lowdim.dynamics.tracker."
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowdim.dynamics.parameters import FlatParameters
-from lowdim.dynamics.stability import stability
+from lowdim.dynamics.thresholds import stability
 from lowdim.errors import DataError
 
 LR = 0.1

@@ -37,6 +37,14 @@ class Stability:
         Weight decay that enters through the gradient (L2).
     label : str
         What the eigenvalue is: "sharpness", or "preconditioned sharpness" for adaptive optimizers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = torch.nn.Linear(3, 1)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    >>> stability(optimizer, FlatParameters.of(layer)).rule
+    '3.8 / lr'
     """
 
     optimizer: str

@@ -8,7 +8,7 @@ from torch import nn
 from lowdim.algebra.spectrum import eigenpairs
 from lowdim.dynamics.curvature import hessian
 from lowdim.dynamics.gauss_newton import CrossEntropy, SplitLoss
-from lowdim.dynamics.sharpness import SharpnessTracker, sharpness
+from lowdim.dynamics.tracker import SharpnessTracker, sharpness
 from lowdim.errors import DataError, RankError
 
 

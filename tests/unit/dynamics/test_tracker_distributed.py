@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from lowdim.dynamics.curvature import hessian
-from lowdim.dynamics.sharpness import SharpnessTracker, sharpness
+from lowdim.dynamics.tracker import SharpnessTracker, sharpness
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 

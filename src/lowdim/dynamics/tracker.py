@@ -19,7 +19,7 @@ from lowdim.dynamics.gauss_newton import SplitLoss, gauss_newton
 from lowdim.dynamics.gradients import LossFn
 from lowdim.dynamics.lanczos import Top, climb
 from lowdim.dynamics.parameters import FlatParameters, Select
-from lowdim.dynamics.stability import Stability, stability
+from lowdim.dynamics.thresholds import Stability, stability
 from lowdim.dynamics.undisturbed import Mode
 from lowdim.errors import DataError, RankError
 
@@ -62,6 +62,13 @@ class Sharpness:
         Largest eigenvalue without the preconditioner, where it was asked for.
     rule : str
         The threshold as a formula.
+
+    Examples
+    --------
+    >>> import torch
+    >>> look = sharpness(torch.diag(torch.tensor([1.0, 5.0])))
+    >>> round(look.value, 3), look.converged, look.ratio
+    (5.0, True, None)
     """
 
     value: float
