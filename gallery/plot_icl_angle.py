@@ -34,6 +34,6 @@ for tasks, label, color in ((one, "one subspace", "C0"), (two, "two subspaces", 
     ax.errorbar(measured["angle_deg"], measured["risk"], 2 * measured["se"], fmt="o", color=color)
 ax.axhline(5, color="gray", lw=0.8)
 ax.text(1, 5.06, "always 0", color="gray", fontsize=9)
-ax.set(xlabel="angle between training and test, degrees", ylabel="risk")
-ax.legend()
+ax.set(xlabel="angle between training and test, degrees", ylabel="risk", ylim=(-0.2, 7))
+ax.legend(ncols=2, loc="upper left")
 plt.show()

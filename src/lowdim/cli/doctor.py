@@ -30,7 +30,9 @@ class Extra:
 
 
 EXTRAS = (
-    Extra("transformers", "compress", "Hugging Face models in and out, LoRA on the layers, Hub data sets"),
+    Extra(
+        "transformers", "compress", "Hugging Face models in and out, LoRA, Hub data sets; a GPT-2 (incontext)"
+    ),
     Extra(
         "compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet and images (track, too)"
     ),
