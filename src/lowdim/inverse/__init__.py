@@ -10,25 +10,35 @@ Sources: Li, Kwon, Liang, Alkhouri, Ravishankar, Qu, "DCDP" (arXiv 2403.06054); 
 Shen, "ReSample", ICLR 2024 (arXiv 2307.08123); Chung et al., "DPS", ICLR 2023.
 """
 
+from lowdim.inverse.consistency import Consistent, prox, pseudo_inverse
+from lowdim.inverse.dcdp import DCDP
 from lowdim.inverse.degradations import BlurDecimation, CircularBlur, Inpainting, Pooling, gaussian_kernel
+from lowdim.inverse.dps import DPS
 from lowdim.inverse.gmm import GMMPrior
 from lowdim.inverse.operators import ForwardOperator, adjoint_error, as_operator
 from lowdim.inverse.priors import CallablePrior, Prior
 from lowdim.inverse.problem import Problem
+from lowdim.inverse.result import Reconstruction
 from lowdim.inverse.schedule import linear_alphas_cumprod
 
 __all__ = [
+    "DCDP",
+    "DPS",
     "BlurDecimation",
     "CallablePrior",
     "CircularBlur",
+    "Consistent",
     "ForwardOperator",
     "GMMPrior",
     "Inpainting",
     "Pooling",
     "Prior",
     "Problem",
+    "Reconstruction",
     "adjoint_error",
     "as_operator",
     "gaussian_kernel",
     "linear_alphas_cumprod",
+    "prox",
+    "pseudo_inverse",
 ]
