@@ -131,8 +131,8 @@ class Linear(Family):
 class ReluNetwork(Family):
     """Two-layer ReLU networks: sqrt(2/width) sum_j a_j relu(w_j.x), w_j = U z_j / sqrt(r).
 
-    The a_j are standard normal. E relu(w.x)^2 = |w|^2 / 2 for a standard normal x, so that labels have
-    variance E |w|^2 = 1.
+    The a_j are standard normal. ``E relu(w.x)^2 = |w|^2 / 2`` for a standard normal x, so that labels have
+    variance 1.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ class ReluNetwork(Family):
         return lambda X: (torch.relu(X @ w.mT) @ a.unsqueeze(-1)).squeeze(-1)
 
     def kernel(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return 2 E relu(w.u) relu(w.v) = |u||v| (sin t + (pi - t) cos t) / (pi r), t the angle of u and v.
+        """Return ``|u| |v| (sin t + (pi - t) cos t) / (pi r)`` with t the angle of u and v.
 
         References
         ----------
@@ -287,7 +287,7 @@ class RandomFeatures(Family):
         return 1.0
 
     def linear_share(self, r: int) -> float:
-        """Return E |w|^2 exp(-|w|^2) = r v (1 + 2 v)^(-r/2 - 1) with v = 1 / (scale^2 r)."""
+        """Return r v (1 + 2 v)^(-r/2 - 1) with v = 1 / (scale^2 r)."""
         v = 1 / (self.scale**2 * r)
         return r * v * (1 + 2 * v) ** (-r / 2 - 1)
 
@@ -304,7 +304,7 @@ class RandomFeatures(Family):
         return lambda X: (torch.cos(X @ w.mT + p.unsqueeze(1)) @ a.unsqueeze(-1)).squeeze(-1)
 
     def kernel(self, u: Tensor, v: Tensor) -> Tensor:
-        """Return exp(-|u - v|^2 / (2 scale^2 r))."""
+        """Return ``exp(-|u - v|^2 / (2 scale^2 r))``."""
         distance = u.square().sum(-1).unsqueeze(-1) + v.square().sum(-1).unsqueeze(-2) - 2 * u @ v.mT
         return torch.exp(-distance.clamp_min(0) / (2 * self.scale**2 * u.shape[-1]))
 

@@ -44,7 +44,7 @@ def incontext_page(report: Mapping[str, Any], *others: Mapping[str, Any], names:
     ----------
     report : mapping
         The contents of report.json. Only ``settings`` (with ``model``) and ``risks`` must be there.
-    *others : mapping
+    others : mapping
         Further studies, drawn in the same figures.
     names : sequence of str
         Names of the studies, if there are several; numbers by default.
