@@ -51,9 +51,9 @@ class Moments:
 def sample_moments(tasks: SubspaceTasks, batch: int, *, n: int, seed: Seed = None) -> Moments:
     """Draw X^T y / n and a query of linear problems, in O(d) per problem.
 
-    With x_i = S^(1/2) z_i and c = S^(1/2) b, labels are ``y = |c| u + noise e``, where ``u = Z c / |c|`` and e
-    are independent standard normal vectors of n numbers. Along c, Z^T y is u.y; across it, Z is independent of
-    y, so that Z^T y is normal with variance ``|y|^2``. The lengths and the product of u and e are those of
+    With x_i = S^(1/2) z_i and c = S^(1/2) b, labels are ``y = |c| u + noise e``, where ``u = Z c / |c|`` and
+    e are independent standard normal vectors of n numbers. Along c, Z^T y is u.y; across it, Z is independent
+    of y, so that Z^T y is normal with variance ``|y|^2``. The lengths and the product of u and e are those of
     independent chi-square and normal variables.
 
     Parameters
