@@ -140,7 +140,8 @@ class StudyResult:
                 f"{folder} holds no report.json. Give a folder written by `lowdim incontext run` or save()."
             )
         report = read_json(folder / "report.json")
-        if not isinstance(report, dict) or report.get("format") != FORMAT or "risks" not in report:
+        whole = isinstance(report, dict) and {"risks", "adapters", "settings", "sentence"} <= report.keys()
+        if not whole or report.get("format") != FORMAT:
             raise RunError(
                 f"{folder / 'report.json'} is no report of `lowdim incontext run` in format {FORMAT}. Use "
                 "the lowdim that wrote it, or run again."

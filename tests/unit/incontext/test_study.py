@@ -133,9 +133,10 @@ def test_bad_options_are_refused(options, error, text, tmp_path):
 def test_folders_that_hold_no_study_are_refused(tmp_path):
     with pytest.raises(RunError, match=r"holds no report\.json"):
         StudyResult.load(tmp_path)
-    (tmp_path / "report.json").write_text('{"format": 9}')
-    with pytest.raises(RunError, match="no report of `lowdim incontext run` in format 1"):
-        StudyResult.load(tmp_path)
+    for text in ('{"format": 9}', '{"format": 1, "risks": []}', "[]"):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(RunError, match="no report of `lowdim incontext run` in format 1"):
+            StudyResult.load(tmp_path)
 
 
 @pytest.mark.parametrize(
