@@ -14,16 +14,25 @@ from lowdim.inverse.consistency import Consistent, prox, pseudo_inverse
 from lowdim.inverse.dcdp import DCDP
 from lowdim.inverse.degradations import BlurDecimation, CircularBlur, Inpainting, Pooling, gaussian_kernel
 from lowdim.inverse.dps import DPS
+from lowdim.inverse.folder import InverseResult
 from lowdim.inverse.gmm import GMMPrior
+from lowdim.inverse.latent import LatentPrior
+from lowdim.inverse.latent_dcdp import LatentDCDP
+from lowdim.inverse.latent_dps import LatentDPS
+from lowdim.inverse.metrics import psnr, ssim
+from lowdim.inverse.named import OPERATORS, named_operator
 from lowdim.inverse.operators import ForwardOperator, adjoint_error, as_operator
+from lowdim.inverse.pipeline import reconstruct
 from lowdim.inverse.priors import CallablePrior, Prior
 from lowdim.inverse.problem import Problem
+from lowdim.inverse.resample_solver import ReSample
 from lowdim.inverse.result import Reconstruction
 from lowdim.inverse.schedule import linear_alphas_cumprod
 
 __all__ = [
     "DCDP",
     "DPS",
+    "OPERATORS",
     "BlurDecimation",
     "CallablePrior",
     "CircularBlur",
@@ -31,14 +40,23 @@ __all__ = [
     "ForwardOperator",
     "GMMPrior",
     "Inpainting",
+    "InverseResult",
+    "LatentDCDP",
+    "LatentDPS",
+    "LatentPrior",
     "Pooling",
     "Prior",
     "Problem",
+    "ReSample",
     "Reconstruction",
     "adjoint_error",
     "as_operator",
     "gaussian_kernel",
     "linear_alphas_cumprod",
+    "named_operator",
     "prox",
     "pseudo_inverse",
+    "psnr",
+    "reconstruct",
+    "ssim",
 ]

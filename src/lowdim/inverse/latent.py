@@ -83,7 +83,9 @@ class LatentPrior(Prior):
         self.encoder_calls, self.decoder_calls, self.decoder_gradients = Calls(), Calls(), Calls()
 
     @classmethod
-    def from_diffusers(cls, unet: Any, scheduler: Any, vae: Any, *, cond: Tensor | None = None) -> LatentPrior:
+    def from_diffusers(
+        cls, unet: Any, scheduler: Any, vae: Any, *, cond: Tensor | None = None
+    ) -> LatentPrior:
         """Wrap networks of diffusers that are in memory.
 
         Parameters
@@ -169,8 +171,8 @@ class LatentPrior(Prior):
         """
         if any(side % self.factor for side in x.shape[-2:]):
             raise ShapeError(
-                f"LatentPrior: images of {tuple(x.shape[-2:])} pixels do not divide by {self.factor}, the factor "
-                "of the autoencoder. Cut or pad them."
+                f"LatentPrior: images of {tuple(x.shape[-2:])} pixels do not divide by {self.factor}, the "
+                "factor of the autoencoder. Cut or pad them."
             )
         self.encoder_calls.add(len(x))
         return (self._encode(x) - self.shift) * self.scaling

@@ -221,7 +221,7 @@ def _gauss_newton(run: _Running, *, max_iter: int) -> None:
 
 
 def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the step that ``||r - J d||`` asks for, and the conjugate gradients that each image took for it.
+    """Return the step that ``||r - J d||`` asks for, and how many conjugate gradients each image took.
 
     ``J d`` is the derivative in u of the pulled-back ``J^T u``: two reverse sweeps, which every decoder has,
     in the place of a forward one, which some have not.
@@ -250,7 +250,7 @@ def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _walk(run: _Running, z: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Take a step of every latent, halved where the misfit would grow; say which have arrived or are stuck."""
+    """Take steps, halved where the misfit would grow; say which latents have arrived or are stuck."""
     before, each = run.misfit[run.rows], (-1, *(1,) * (z.ndim - 1))
     length, worse = torch.ones_like(before), torch.ones_like(before, dtype=torch.bool)
     for _ in range(HALVINGS + 1):

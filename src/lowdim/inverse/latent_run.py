@@ -87,8 +87,8 @@ class LatentRun:
         """
         if not isinstance(prior, LatentPrior):
             raise DataError(
-                f"{where}: got a {type(prior).__name__}, expected a LatentPrior (a diffusion of latents with the "
-                "encoder and decoder). Of priors of images use DCDP or DPS."
+                f"{where}: got a {type(prior).__name__}, expected a LatentPrior (a diffusion of latents "
+                "with the encoder and decoder). Of priors of images use DCDP or DPS."
             )
         problem = Problem.of(
             y, operator, sigma=sigma, prior=prior, image_shape=prior.image_shape, x_init=x_init, where=where
@@ -158,7 +158,14 @@ class LatentRun:
         )
 
     def tell(self, callback: Callback | None, step: int, steps: int, z0: Tensor) -> None:
-        """Show the images of clean latents to whom it may concern; not counted, as the solver has no need."""
-        if callback is not None:
-            with torch.no_grad():
-                callback(step, steps, self.problem.to_operator(self.prior.clip(self.prior.decode(z0))))
+        """Show the images of clean latents; a callback with ``images = False`` is given the latents instead.
+
+        The decoder's call is not counted, as the solver has no need of it.
+        """
+        if callback is None:
+            return
+        if not getattr(callback, "images", True):
+            callback(step, steps, z0)
+            return
+        with torch.no_grad():
+            callback(step, steps, self.problem.to_operator(self.prior.clip(self.prior.decode(z0))))

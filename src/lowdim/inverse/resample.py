@@ -35,8 +35,8 @@ def resample_variance(
     gamma : float
         Factor; infinity forgets the present sample (stochastic encoding).
     schedule : {"ddpm", "paper"}
-        ``gamma (1 - abar_{t-1}) / (1 - abar_t) (1 - abar_t / abar_{t-1})``, gamma times the posterior variance
-        of DDPM, as in the authors' code; "paper" divides by ``abar_t`` instead of ``1 - abar_t``.
+        ``gamma (1 - abar_{t-1}) / (1 - abar_t) (1 - abar_t / abar_{t-1})``, gamma times the posterior
+        variance of DDPM, as in the authors' code; "paper" divides by ``abar_t`` instead of ``1 - abar_t``.
 
     Returns
     -------
@@ -70,8 +70,8 @@ def resample_variance(
         raise DataError(f"resample_variance: gamma={gamma} must be 0 or more (infinity is encoding).")
     if not 0 < alpha_bar <= next_alpha_bar <= 1:
         raise DataError(
-            f"resample_variance: alpha_bar={alpha_bar} and next_alpha_bar={next_alpha_bar} are no step towards "
-            "less noise: expected 0 < alpha_bar <= next_alpha_bar <= 1."
+            f"resample_variance: alpha_bar={alpha_bar} and next_alpha_bar={next_alpha_bar} are no step "
+            "towards less noise: expected 0 < alpha_bar <= next_alpha_bar <= 1."
         )
     if math.isinf(gamma):
         return math.inf
@@ -101,8 +101,8 @@ def resample_moments(z0: Tensor, zt: Tensor, *, alpha_bar: float, s2: float) -> 
     mean : Tensor, shape (batch, ...)
         ``(s2 sqrt(abar) z0 + (1 - abar) zt) / (s2 + 1 - abar)``.
     variance : float
-        ``s2 (1 - abar) / (s2 + 1 - abar)`` of each number, less than ``1 - abar``. Where ``abar = 1`` nothing is
-        left to draw: the mean is ``z0``.
+        ``s2 (1 - abar) / (s2 + 1 - abar)`` of each number, less than ``1 - abar``. Where ``abar = 1`` nothing
+        is left to draw: the mean is ``z0``.
 
     Raises
     ------
@@ -116,15 +116,16 @@ def resample_moments(z0: Tensor, zt: Tensor, *, alpha_bar: float, s2: float) -> 
     """
     if z0.shape != zt.shape:
         raise ShapeError(
-            f"resample_moments: z0 has shape {tuple(z0.shape)} and zt {tuple(zt.shape)}. Give latents of the same "
-            "images."
+            f"resample_moments: z0 has shape {tuple(z0.shape)} and zt {tuple(zt.shape)}. Give latents of "
+            "the same images."
         )
     if not 0 < alpha_bar <= 1 or not s2 >= 0:
         raise DataError(
             f"resample_moments: got alpha_bar={alpha_bar}, s2={s2}, expected 0 < alpha_bar <= 1 and s2 >= 0."
         )
     noise = 1 - alpha_bar
-    # Share of the clean latent; written so that s2 = infinity and 0 / 0 at the last step need no other branch.
+    # Share of the clean latent; written so that s2 = infinity and 0 / 0 at the last step need no other
+    # branch.
     share = 1.0 if noise == 0 or math.isinf(s2) else s2 / (s2 + noise)
     return share * math.sqrt(alpha_bar) * z0 + (1 - share) * zt, share * noise
 
