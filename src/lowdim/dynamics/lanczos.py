@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,11 +52,11 @@ def climb(
     count: int = 1,
     tol: float = 1e-3,
     steps: int = 30,
-    basis_size: int = 32,
+    basis_size: int | None = None,
 ) -> Top:
     """Grow a Krylov space from one vector until its top Ritz values settle.
 
-    A Lanczos process with full reorthogonalization, twice, whose projected matrix is kept whole, so that a
+    A Lanczos process with full reorthogonalization, whose projected matrix is kept whole, so that a
     restart may put the best Ritz vectors in place of the basis. It stops when one more product adds no more
     than `tol` to the sum of the values. Residuals say less: near the edge of stability the top values
     cluster, and bounds by residual and gap stopped with errors of up to a third there.
@@ -73,88 +73,85 @@ def climb(
         Relative increment to stop at.
     steps : int
         At most this many products.
-    basis_size : int
-        At most this many vectors are held before a restart.
+    basis_size : int, optional
+        At most this many vectors are held before a restart: by default 32, and 8 of more than 16 million
+        numbers.
 
     Returns
     -------
     Top
     """
     layout, size = curvature.layout, curvature.shape[0]
-
-    def dots(vectors: Tensor, with_: Tensor) -> Tensor:
-        return layout.total(vectors @ with_)
-
-    def norm(vector: Tensor) -> Tensor:
-        return dots(vector, vector).sqrt()
-
-    basis = start.new_empty(0, size)
+    if basis_size is None:
+        basis_size = 32 if size <= 1 << 24 else 8
+    room = max(min(basis_size, steps), count + 2)
+    # Rows of one block of memory that is there from the start: a vector of a large network is costly to make.
+    basis = start.new_empty(room, size)
+    basis[0] = start
+    basis[0] /= _norm(layout, basis[0])
     projected = start.new_zeros(0, 0)
-    following = start / norm(start)
+    held = 0
     total: float | None = None
     found: Top | None = None
-    room = max(min(basis_size, steps), count + 2)
+    finite = True
     for product in range(1, steps + 1):
-        image = curvature @ following
+        image = curvature @ basis[held]
         finite = bool(torch.isfinite(layout.total(image.sum())))
         if not finite:
             break
-        basis = torch.cat([basis, following[None]])
-        column = dots(basis, image)
-        rest = image - column @ basis
-        again = dots(basis, rest)
-        rest = rest - again @ basis
+        held += 1
+        kept = basis[:held]
+        # Most of it lies along the last two vectors; what is left is made orthogonal to all.
+        near = kept[-2:]
+        first = layout.total(near @ image)
+        image.addmv_(near.mT, first, alpha=-1)
+        column = layout.total(kept @ image)
+        image.addmv_(kept.mT, column, alpha=-1)
+        column[-len(first) :] += first
         projected = torch.nn.functional.pad(projected, (0, 1, 0, 1))
-        projected[:, -1] = projected[-1, :] = column + again
-        beta = norm(rest)
+        projected[:, -1] = projected[-1, :] = column
+        beta = float(_norm(layout, image))
         # On the host: a matrix of a few rows, and decisions are made there anyway.
         ritz, rotation = torch.linalg.eigh(projected.double().cpu())
-        wanted = torch.arange(len(ritz) - 1, max(len(ritz) - 1 - count, -1), -1)
+        wanted = torch.arange(held - 1, max(held - 1 - count, -1), -1)
         values, turns = ritz[wanted], rotation[:, wanted]
-        scale = float(values.sum().abs())
         now = float(values.sum())
-        increment = (
-            abs(now - total) / scale if total is not None and scale else float("inf") if scale else 0.0
-        )
+        increment = float("inf") if total is None else abs(now - total) / abs(now) if now else 0.0
         # The sum grows by a whole value while there are fewer than count.
         total = now if len(values) == count else None
-        exhausted = float(beta) <= 10 * torch.finfo(start.dtype).eps * float(ritz.abs().max())
+        exhausted = beta <= 10 * torch.finfo(start.dtype).eps * float(ritz.abs().max())
         settled = layout.agree(increment <= tol or exhausted, device=start.device)
-        last = settled or product == steps
         found = Top(
             values=values,
-            vectors=start.new_empty(size, 0),
-            residual=float(beta) * abs(float(turns[-1, 0])),
+            vectors=turns,
+            residual=beta * abs(float(turns[-1, 0])),
             increment=increment,
             ritz=ritz,
             products=product,
             converged=settled,
             finite=True,
         )
-        if last:
+        if settled or product == steps:
             break
-        following = rest / beta
-        if basis.shape[0] == room:
+        if held == room:
             # Thick restart: the best vectors stay, and their matrix is diagonal.
-            kept = rotation[:, -(count + 2) :].to(basis)
-            basis = kept.mT @ basis
-            projected = torch.diag(ritz[-(count + 2) :]).to(basis)
+            best = min(count + 1, held - 1)
+            basis[:best] = rotation[:, -best:].to(basis).mT @ kept
+            projected = torch.diag(ritz[-best:]).to(basis)
+            held = best
+        torch.div(image, beta, out=basis[held])
     if found is None:
         nothing = start.new_full((count,), float("nan")).double().cpu()
         return Top(nothing, start[:, None], float("nan"), float("nan"), nothing, 1, False, False)
-    return _with_vectors(found, basis, rotation, wanted, finite=finite)
-
-
-def _with_vectors(found: Top, basis: Tensor, rotation: Tensor, wanted: Tensor, *, finite: bool) -> Top:
-    turns = rotation[:, wanted].to(basis)
-    vectors = (turns.mT @ basis[: len(turns)]).mT
-    return Top(
-        found.values,
-        vectors,
-        found.residual,
-        found.increment,
-        found.ritz,
-        found.products + (not finite),
-        found.converged and finite,
-        finite,
+    vectors = (found.vectors.to(basis).mT @ basis[: len(found.vectors)]).mT
+    return replace(
+        found,
+        vectors=vectors,
+        products=found.products + (not finite),
+        converged=found.converged and finite,
+        finite=finite,
     )
+
+
+def _norm(layout: Any, vector: Tensor) -> Tensor:
+    return layout.total(vector @ vector).sqrt()

@@ -114,9 +114,9 @@ class SharpnessTracker:
         The Hessian, or the Gauss-Newton matrix.
     steps : int
         At most this many products per look.
-    basis_size : int
-        At most this many vectors of the size of the network are held at a time; a small number
-        restarts the iteration with the best vectors, for large networks.
+    basis_size : int, optional
+        At most this many vectors of the size of the network are held at a time before the iteration is
+        restarted with the best ones: by default 32, and 8 for networks of more than 16 million parameters.
     cold_every : int
         Look without memory this often.
     raw : bool
@@ -163,7 +163,7 @@ class SharpnessTracker:
         method: Method = "auto",
         mode: Mode = "eval",
         steps: int = 30,
-        basis_size: int = 32,
+        basis_size: int | None = None,
         cold_every: int = 20,
         raw: bool = False,
         strict: bool = False,
@@ -322,7 +322,7 @@ def _of_map(
     count: int = 1,
     tol: float = 1e-3,
     steps: int = 30,
-    basis_size: int = 32,
+    basis_size: int | None = None,
     start: Tensor | None = None,
     seed: int = 0,
 ) -> Sharpness:
@@ -380,7 +380,10 @@ class _Scaled:
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         inner = self._scale * vector
-        return self._scale * (self._curvature @ inner + self._decay * inner)
+        image = self._curvature @ inner
+        image += inner.mul_(self._decay)
+        image *= self._scale
+        return image
 
 
 def _scaled(curvature: Curvature, limit: Stability | None) -> Any:
