@@ -352,6 +352,21 @@ def lines_all(trial: Trial) -> Measurement:
 
 
 @claim(
+    "incontext.lines-all-paired",
+    statement="The same where tokens of labels hold their inputs, too, in 1500 steps: largest risk",
+    source=OWN,
+    setting=SMALL,
+    at_most=0.30,
+    seeds=(0, 1, 2),
+)
+def lines_all_paired(trial: Trial) -> Measurement:
+    found: dict[str, float] = trial.share(
+        "incontext-transformer-paired", lambda: train_small(trial.seed, 2, trial.quick, tokens="paired")
+    )
+    return Measurement(max(_at(found, angle) for angle in FIVE), found, judged=not trial.quick)
+
+
+@claim(
     "incontext.lines-between",
     statement="At 45 degrees, where nothing was trained, it is about as good as where it was: risk over the "
     "mean of those at 0 and 90 degrees",

@@ -48,14 +48,14 @@ def train_linear(seed: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def train_small(seed: int, lines: int, quick: bool) -> dict[str, float]:
+def train_small(seed: int, lines: int, quick: bool, *, tokens: Any = "alternating") -> dict[str, float]:
     """Train a transformer on one line or two; return risks by angle and context length."""
     from lowdim.incontext import PromptTransformer, SubspaceTasks, evaluate, train
 
     tasks = SubspaceTasks(4, r=1, subspaces=2, seed=seed)
     V, taught = tasks.direction(), tasks if lines == 2 else tasks.on(tasks.bases[:1])
-    model = PromptTransformer(4, n_positions=11, n_layer=2, n_head=2, n_embd=48, seed=seed)
-    steps = 50 if quick else {1: 2500, 2: 4000}[lines]
+    model = PromptTransformer(4, n_positions=11, n_layer=2, n_head=2, n_embd=48, tokens=tokens, seed=seed)
+    steps = 50 if quick else 1500 if tokens == "paired" else {1: 2500, 2: 4000}[lines]
     train(model, taught, steps=steps, n=10, batch=64, lr=3e-3, seed=seed)
     table = evaluate(
         model, taught, angles_deg=FIVE, context_lengths=[4, 10], toward=V, prompts=2000, seed=seed
