@@ -78,6 +78,7 @@ class Monitor:
         Leading singular directions whose drift is measured.
     curvature : mapping, optional
         More options of :class:`lowdim.dynamics.SharpnessTracker`, such as ``{"method": "difference"}``.
+        The tolerance is 3e-3 here, for fewer products.
     seed : int
         Of sketches and start vectors.
 
@@ -357,7 +358,12 @@ class Monitor:
                     "loss on a fixed batch, or leave 'sharpness' out of probes.",
                 )
                 return None
-            options: dict[str, Any] = {"select": self._select, "seed": self._seed, **self._curvature}
+            options: dict[str, Any] = {
+                "select": self._select,
+                "seed": self._seed,
+                "tol": 3e-3,
+                **self._curvature,
+            }
             with self.caught(name):
                 tracker = SharpnessTracker(
                     self.model, self.loss_fn, optimizer=self.optimizer, batches=self._batches, **options
