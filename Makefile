@@ -11,7 +11,7 @@ STAMP := $(VENV)/.lowdim-installed
 # Nothing in the demo or the tests may reach for a model hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: install demo test lint claims claims-sentences claims-blast claims-encoder bench docs clean
+.PHONY: install demo test lint claims claims-sentences claims-blast claims-encoder claims-trainings bench docs clean
 
 install: $(STAMP)
 
@@ -38,15 +38,17 @@ lint: install
 # Two processes at a time with one thread each use two cores better than one process with two threads.
 CLAIMS = $(BIN)/lowdim claims run --output docs/claims.md $(if $(QUICK),--quick)
 claims: install
-	@$(MAKE) -j2 --no-print-directory claims-sentences claims-blast claims-encoder
+	@$(MAKE) -j2 --no-print-directory claims-sentences claims-blast claims-encoder claims-trainings
 
-claims-sentences claims-blast claims-encoder: export OMP_NUM_THREADS = 1
+claims-sentences claims-blast claims-encoder claims-trainings: export OMP_NUM_THREADS = 1
 claims-sentences: install
 	$(CLAIMS) 'compress.sts-*'
 claims-blast: install
-	$(CLAIMS) 'blast.*' 'dln.*' 'flatness.*' 'incontext.*' 'phase.*' 'regress.*'
+	$(CLAIMS) 'blast.*' 'phase.*' 'regress.*'
 claims-encoder: install
 	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'track.*'
+claims-trainings: install
+	$(CLAIMS) 'dln.*' 'dynamics.*' 'flatness.*' 'incontext.*'
 
 # One thread: its ratios are the steadiest.
 bench: install
