@@ -24,7 +24,7 @@ from lowdim.inverse.noise import ImageNoise, Seeds
 from lowdim.inverse.priors import Prior
 from lowdim.inverse.problem import Problem
 from lowdim.inverse.result import Reconstruction
-from lowdim.inverse.schedule import ddim_times, purification_times
+from lowdim.inverse.schedule import ddim_times, noise_levels, purification_times
 
 __all__ = ["DCDP", "Purify"]
 
@@ -73,6 +73,10 @@ class DCDP:
         What is returned: the last purified image, that image after one more data consistency, or the
         data-consistent image before it. "auto" is "consistent" for "prox" and "gn"; for "sgd" and "adam"
         it is "purified" of noisy data, else "before".
+    noise : float
+        Share of the noise of time T_k that is added before purification, from 0 to 1.
+    momentum : float
+        A data-consistent image moves on by this share of its last step before it is purified, from 0 to 1.
     average : int
         Mean over so many runs with independent noise: a larger PSNR for as many times the network calls.
 
@@ -112,10 +116,12 @@ class DCDP:
         max_iter: int | None = None,
         weight: float = 1.0,
         final: str = "auto",
+        noise: float = 1.0,
+        momentum: float = 0.0,
         average: int = 1,
     ) -> None:
         self.times = purification_times(
-            steps, t0=t0, t_end=t_end, schedule=schedule, train_steps=prior.train_steps
+            steps, t0=t0, t_end=t_end, schedule=schedule, alphas_cumprod=prior.alphas_cumprod
         )
         if not callable(purify) and purify not in ("tweedie", "ddim"):
             raise DataError(
@@ -126,12 +132,15 @@ class DCDP:
         for name, value in (("tau", tau), ("weight", weight)):
             if not value > 0:
                 raise DataError(f"DCDP: {name}={value!r} must be a number > 0.")
+        for name, share in (("noise", noise), ("momentum", momentum)):
+            if not 0 <= share <= 1:
+                raise DataError(f"DCDP: {name}={share!r} must be a number from 0 to 1.")
         for name, count in (("ddim_steps", ddim_steps), ("average", average), ("max_iter", max_iter or 1)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise DataError(f"DCDP: {name}={count!r} must be a whole number of 1 or more.")
         self.prior, self.purify, self.ddim_steps = prior, purify, ddim_steps
         self.solver, self.tau, self.max_iter, self.weight = solver, tau, max_iter, weight
-        self.final, self.average = final, average
+        self.final, self.noise, self.momentum, self.average = final, noise, momentum, average
         self.settings: dict[str, Any] = {
             "solver": "dcdp",
             "steps": steps,
@@ -145,8 +154,56 @@ class DCDP:
             "max_iter": max_iter,
             "weight": weight,
             "final": final,
+            "noise": noise,
+            "momentum": momentum,
             "average": average,
         }
+
+    @classmethod
+    def without_noise(cls, prior: Prior, *, steps: int = 10, **options: Any) -> DCDP:
+        """Return the variant that comes nearest to the posterior mean in few network calls.
+
+        Noise that is added before purification makes images likely samples; the mean square error does not
+        need it. Without it, with noise levels that fall from 0.5 to 0.05 by a constant factor, an image
+        trusted to 0.6 of the noise level, and momentum, ten calls are enough.
+
+        Parameters
+        ----------
+        prior : Prior
+            As of the class.
+        steps : int
+            Network calls.
+        options
+            Further options of the class, which replace those above.
+
+        Returns
+        -------
+        DCDP
+
+        References
+        ----------
+        Own measurement. It is plug-and-play half-quadratic splitting (Zhang et al., "Plug-and-play image
+        restoration with deep denoiser prior", 2021) with the network of a diffusion as the denoiser, plus the
+        momentum.
+
+        Examples
+        --------
+        >>> from lowdim.inverse import CallablePrior, linear_alphas_cumprod
+        >>> solver = DCDP.without_noise(CallablePrior(lambda x, t: x, linear_alphas_cumprod()), steps=4)
+        >>> solver.times
+        [145, 68, 29, 11]
+        """
+        levels = noise_levels(prior.alphas_cumprod)
+        high, low = (int(torch.searchsorted(levels, level)) + 1 for level in (0.5, 0.05))
+        usual: dict[str, Any] = {
+            "t0": high / len(levels),
+            "t_end": low / len(levels),
+            "schedule": "geometric",
+            "weight": 0.6,
+            "noise": 0.0,
+            "momentum": 0.5,
+        }
+        return cls(prior, steps=steps, **{**usual, **options})
 
     def __call__(
         self,
@@ -252,13 +309,14 @@ class DCDP:
             final = "consistent" if closed else ("purified" if problem.sigma != 0 else "before")
         s = self._trust(self.times[0]) if warm else 1.0
         v, taken = solve(x, s)
-        curve = []
+        before, curve = v, []
         for step, t in enumerate(self.times):
             curve.append(problem.residual(v))
             last = step == len(self.times) - 1
             if last and final == "before":
                 break
-            x = self._purified(v, t, noise)
+            ahead, before = v + self.momentum * (v - before), v
+            x = self._purified(ahead, t, noise)
             if last and final == "purified":
                 v = x
             else:
@@ -274,7 +332,7 @@ class DCDP:
     def _purified(self, v: Tensor, t: int, noise: ImageNoise) -> Tensor:
         """Return P(sqrt(abar_t) v + sqrt(1 - abar_t) n, t)."""
         prior = self.prior
-        x = prior.add_noise(v, t, noise.like(v))
+        x = prior.add_noise(v, t, self.noise * noise.like(v) if self.noise else torch.zeros_like(v))
         if self.purify == "tweedie":
             return prior.clip(prior.x0(x, t))
         abar = prior.abar(t, x)

@@ -203,9 +203,14 @@ class GMMPrior(Prior):
             )
         n, J = self.means.shape[1], len(self.weights)
         basis = torch.eye(n, device=problem.y.device).reshape(n, *(self.shape or ()))
-        # Rows are images of the basis: A^T.
-        At = torch.view_as_real(rows).flatten(1) if (rows := problem.operator.A(basis)).is_complex() else rows
-        At = At.reshape(n, -1).double()
+        try:
+            rows = problem.operator.A(basis)
+        except RuntimeError as error:
+            raise DataError(
+                "GMMPrior.posterior_mean: the operator differs from image to image. Give images one by one."
+            ) from error
+        # Rows are measured images of the basis: A^T.
+        At = (torch.view_as_real(rows) if rows.is_complex() else rows).reshape(n, -1).double()
         data = torch.view_as_real(problem.y) if problem.y.is_complex() else problem.y
         data = data.reshape(len(problem.y), -1).double()
         evidence, means = [], []

@@ -13,8 +13,9 @@ __all__ = ["ImageNoise", "Seeds"]
 
 Seeds = int | Sequence[int] | None
 
-_REPEAT = 2**40
-"""Distance between the seeds of repeated runs on one image: further than anybody's seeds are apart."""
+_REPEAT = 2654435761
+"""Distance between the seeds of repeated runs on one image: odd, so that it reaches all of the 32 bits that
+torch's generator takes, and further than anybody's seeds are apart."""
 
 
 class ImageNoise:
@@ -57,7 +58,7 @@ class ImageNoise:
                 f"seed: {len(seeds)} seeds for {batch} images. Give one per image, or one number."
             )
         self.seeds = list(seeds)
-        self._generators = [torch.Generator().manual_seed((s + repeat * _REPEAT) % 2**63) for s in seeds]
+        self._generators = [torch.Generator().manual_seed((s + repeat * _REPEAT) % 2**32) for s in seeds]
 
     def __call__(
         self,

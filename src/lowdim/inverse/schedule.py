@@ -9,9 +9,16 @@ from torch import Tensor
 
 from lowdim.errors import DataError
 
-__all__ = ["SCHEDULES", "alphas_cumprod_of", "ddim_times", "linear_alphas_cumprod", "purification_times"]
+__all__ = [
+    "SCHEDULES",
+    "alphas_cumprod_of",
+    "ddim_times",
+    "linear_alphas_cumprod",
+    "noise_levels",
+    "purification_times",
+]
 
-SCHEDULES = ("linear", "constant", "cosine", "reverse-cosine", "slow-start", "slow-end")
+SCHEDULES = ("linear", "constant", "cosine", "reverse-cosine", "slow-start", "slow-end", "geometric")
 """How purification times fall from the first to the last; the paper's results use "linear"."""
 
 
@@ -82,8 +89,30 @@ def alphas_cumprod_of(scheduler: Any) -> Tensor:
     return table
 
 
+def noise_levels(alphas_cumprod: Tensor) -> Tensor:
+    """Return ``sqrt((1 - abar_t) / abar_t)``, the noise beside a clean image of size one.
+
+    Parameters
+    ----------
+    alphas_cumprod : Tensor, shape (T,)
+        abar_t.
+
+    Returns
+    -------
+    Tensor, shape (T,)
+        In float64, on the CPU.
+    """
+    abar = alphas_cumprod.detach().cpu().double().clamp(min=1e-24)
+    return ((1 - abar) / abar).sqrt()
+
+
 def purification_times(
-    steps: int, *, t0: float, t_end: float = 0.0, schedule: str = "linear", train_steps: int = 1000
+    steps: int,
+    *,
+    t0: float,
+    t_end: float = 0.0,
+    schedule: str = "linear",
+    alphas_cumprod: Tensor | None = None,
 ) -> list[int]:
     """Return the times at which a solver purifies.
 
@@ -93,10 +122,10 @@ def purification_times(
         Number K of outer iterations.
     t0, t_end : float
         First and last time as fractions of the network's T, with ``0 <= t_end < t0 <= 1``.
-    schedule : {"linear", "constant", "cosine", "reverse-cosine", "slow-start", "slow-end"}
-        How the times fall. "constant" stays at `t0`.
-    train_steps : int
-        The network's T.
+    schedule : {"linear", "constant", "cosine", "reverse-cosine", "slow-start", "slow-end", "geometric"}
+        How the times fall. "constant" stays at `t0`; with "geometric" noise levels fall by a constant factor.
+    alphas_cumprod : Tensor, shape (T,), optional
+        abar_t of the network; that of `linear_alphas_cumprod` otherwise.
 
     Returns
     -------
@@ -117,6 +146,8 @@ def purification_times(
     >>> purification_times(5, t0=0.4)
     [399, 299, 199, 99, 1]
     """
+    levels = noise_levels(linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod)
+    train_steps = len(levels)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise DataError(f"DCDP: steps={steps!r} must be a whole number of 1 or more.")
     if not 0 < t0 <= 1 or not 0 <= t_end < t0:
@@ -132,6 +163,11 @@ def purification_times(
             f"t0={t0}. Lower steps or raise t0."
         )
     u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    if schedule == "geometric":
+        first, last = (max(round(t * train_steps) - 1, 1) for t in (t0, t_end))
+        wanted = levels[first].log() + u * (levels[last] / levels[first]).log()
+        nearest = torch.searchsorted(levels.log(), wanted).clamp(1, train_steps - 1)
+        return [int(t) for t in nearest]
     fallen = {
         "linear": u,
         "constant": torch.zeros_like(u),
