@@ -28,6 +28,7 @@ from lowdim.inverse.problem import Problem
 from lowdim.inverse.resample_solver import ReSample
 from lowdim.inverse.result import Reconstruction
 from lowdim.inverse.schedule import linear_alphas_cumprod
+from lowdim.inverse.sizes import fitted
 
 __all__ = [
     "DCDP",
@@ -51,6 +52,7 @@ __all__ = [
     "Reconstruction",
     "adjoint_error",
     "as_operator",
+    "fitted",
     "gaussian_kernel",
     "linear_alphas_cumprod",
     "named_operator",

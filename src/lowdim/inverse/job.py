@@ -23,7 +23,7 @@ from lowdim.inverse.named import named_operator
 from lowdim.inverse.operators import ForwardOperator, as_operator
 from lowdim.inverse.priors import Prior
 from lowdim.inverse.result import Reconstruction
-from lowdim.runs import Run, atomic_tensors, digest, plain, read_tensors, versions
+from lowdim.runs import Run, atomic_tensors, digest, file_digest, plain, read_tensors, versions
 
 __all__ = ["Item", "Job", "Progress", "image_shape_of"]
 
@@ -82,7 +82,9 @@ class Job:
         if not self.items:
             raise DataError("inverse: there is no image. Give source or measurement.")
         for index in {self.shape(i): i for i in range(len(self.items))}.values():
-            self.measured(index)
+            y, shape = self.measured(index), self.shape(index)
+            if shape is not None and self.items[index].y is not None:
+                self._check_measured(self.items[index].name, y, shape, index)
         if self.sigma is None and self.forward(0).noise_sigma is None:
             raise DataError(
                 "inverse: the noise in the measurements is unknown. Give sigma=, its standard deviation in "
@@ -91,6 +93,16 @@ class Job:
         if self.sigma is not None and not (math.isfinite(self.sigma) and self.sigma >= 0):
             raise DataError(
                 f"inverse: sigma={self.sigma} must be a number >= 0, in the units of measurements."
+            )
+
+    def _check_measured(self, name: str, y: Tensor, shape: tuple[int, ...], index: int) -> None:
+        with torch.no_grad():
+            made = self.forward(index).A(torch.zeros(1, *shape))
+        if made.shape != y.shape:
+            raise ShapeError(
+                f"measurement: that of {name} is {tuple(y.shape[1:])}, but the operator makes "
+                f"{tuple(made.shape[1:])} of images {shape}. Check the operator's options and the size that "
+                "the prior knows."
             )
 
     def tell(self, phase: str, done: int, total: int, text: str) -> None:
@@ -310,6 +322,10 @@ class Job:
             tensors = [t for item in self.items if (t := getattr(item, key)) is not None]
             if tensors:
                 found["images" if key == "truth" else "measurements"] = digest(*tensors)
+        options = self.operator if isinstance(self.operator, Mapping) else {}
+        for key in ("mask", "kernel"):  # files that an operator is made of
+            if options.get(key) is not None:
+                found[key] = file_digest(options[key])
         return found
 
 

@@ -9,30 +9,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdim.errors import DataError
+from lowdim.errors import DataError, ShapeError
 from lowdim.inverse.degradations import CircularBlur, Inpainting, Pooling, gaussian_kernel
 from lowdim.inverse.operators import ForwardOperator
+from lowdim.inverse.pictures import read_pictures
 
 __all__ = ["OPERATORS", "named_operator"]
 
 
 def inpaint(
-    shape: tuple[int, ...], *, missing: float = 0.7, box: float = 0.0, seed: int = 0
+    shape: tuple[int, ...], *, missing: float = 0.7, box: float = 0.0, mask: str | None = None, seed: int = 0
 ) -> ForwardOperator:
-    """Hide a share of the pixels at random, or a box in the middle of so large a share of each side."""
+    """Hide a share of the pixels at random, a box in the middle, or what is dark in an image file."""
+    if mask is not None:
+        seen = _picture(mask) > 0.5
+        if tuple(seen.shape) != tuple(shape[-2:]):
+            raise ShapeError(
+                f"inpaint: the mask {mask} has {seen.shape[0]} x {seen.shape[1]} pixels, and images have "
+                f"{shape[-2]} x {shape[-1]}. Give one of that size."
+            )
+        return Inpainting(seen, value_range=(0, 1))
     if not box:
         return Inpainting.random(shape[-2:], missing=missing, seed=seed, value_range=(0, 1))
     if not 0 < box < 1:
         raise DataError(f"inpaint: box={box} must be in (0, 1), the share of each side that is hidden.")
-    mask = torch.ones(shape[-2:])
+    whole = torch.ones(shape[-2:])
     rows, columns = (slice(round(n * (1 - box) / 2), round(n * (1 + box) / 2)) for n in shape[-2:])
-    mask[rows, columns] = 0
-    return Inpainting(mask, value_range=(0, 1))
+    whole[rows, columns] = 0
+    return Inpainting(whole, value_range=(0, 1))
 
 
-def blur(shape: tuple[int, ...], *, std: float = 1.5) -> ForwardOperator:
-    """Blur by a Gaussian of so many pixels, with borders that wrap around."""
-    return CircularBlur(_kernel(shape, std), value_range=(0, 1))
+def blur(shape: tuple[int, ...], *, std: float = 1.5, kernel: str | None = None) -> ForwardOperator:
+    """Blur by a Gaussian of so many pixels, or by the kernel of a file, with borders that wrap around."""
+    if kernel is None:
+        return CircularBlur(_kernel(shape, std), value_range=(0, 1))
+    given = _picture(kernel)
+    if not float(given.sum()) > 0:
+        raise DataError(f"blur: the kernel {kernel} must have a sum > 0, to be divided by it.")
+    return CircularBlur(given / given.sum(), value_range=(0, 1))
 
 
 def sr(shape: tuple[int, ...], *, factor: int = 4) -> ForwardOperator:
@@ -55,6 +69,14 @@ def ct(shape: tuple[int, ...], *, angles: int = 30) -> ForwardOperator:
     from lowdim.inverse.deepinv import tomography
 
     return tomography(shape, angles=angles)
+
+
+def _picture(file: str) -> Tensor:
+    """Return the numbers (H, W) of a file, of colors their mean."""
+    found = read_pictures(file)
+    if len(found) > 1:
+        raise DataError(f"{file} holds {len(found)} images. Give the file of one.")
+    return found[0].image.mean(0)
 
 
 def _kernel(shape: tuple[int, ...], std: float) -> Tensor:
@@ -102,7 +124,8 @@ def named_operator(
         Of what is random in it, the hidden pixels.
     **options
         ``std`` of "blur" and "saturate" and ``gain`` of the latter, ``factor`` of "sr", ``missing`` or
-        ``box`` of "inpaint", ``angles`` of "ct".
+        ``box`` of "inpaint", ``angles`` of "ct"; of image files, ``kernel`` of "blur" (divided by its sum)
+        and ``mask`` of "inpaint" (dark is hidden).
 
     Returns
     -------

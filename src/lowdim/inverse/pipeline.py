@@ -18,6 +18,7 @@ from lowdim.inverse.folder import InverseResult
 from lowdim.inverse.job import Item, Job, Progress, image_shape_of
 from lowdim.inverse.pictures import Picture, read_pictures
 from lowdim.inverse.priors import Prior
+from lowdim.inverse.sizes import Fit, fitted
 from lowdim.runs import Run
 
 __all__ = ["Progress", "reconstruct"]
@@ -32,6 +33,8 @@ def reconstruct(
     solvers: Any = "dcdp",
     measurement: Any = None,
     output: str | os.PathLike[str] | None = None,
+    fit: Fit | None = None,
+    device: str | torch.device | None = None,
     batch: int = 8,
     seed: int = 0,
     progress: Progress | None = None,
@@ -56,9 +59,14 @@ def reconstruct(
     solvers : str, sequence of str, or mapping
         See `chosen_solvers`.
     measurement : path, Tensor or ndarray, optional
-        Given measurements (B, ...), or an NPY file of them, or of one (...).
+        Given measurements (B, ...), or an NPY file of them, or of one (...); or, of operators whose
+        measurements are images, image files as of `read_pictures`.
     output : path, optional
         Run directory: every image is kept there as soon as it is done, and the result is written to it.
+    fit : {"resize", "crop"}, optional
+        What to do with true images of another size than the prior's, see `fitted`.
+    device : str or torch.device, optional
+        Where the prior works; "auto" takes a GPU if there is one. By default where the prior is.
     batch : int
         Images at once.
     seed : int
@@ -100,9 +108,9 @@ def reconstruct(
         raise DataError(f"inverse: batch={batch!r} must be a whole number of 1 or more.")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"inverse: seed={seed!r} must be a whole number of 0 or more.")
-    known = chosen_prior(prior)
+    known = _on(chosen_prior(prior), device)
     job = Job(
-        items=_items(source, measurement, known),
+        items=_items(source, measurement, known, fit),
         operator=operator,
         sigma=sigma,
         prior=known,
@@ -165,12 +173,34 @@ def _in_folder(job: Job, output: Any, *, resume: bool, restart: bool) -> Inverse
     return result
 
 
-def _items(source: Any, measurement: Any, prior: Prior) -> list[Item]:
+def _on(prior: Prior, device: str | torch.device | None) -> Prior:
+    if device is None:
+        return prior
+    if device == "auto":
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % cards}" if cards else "cpu"
+    try:
+        return prior.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(
+            f"inverse: device={str(device)!r} cannot be used ({str(error).splitlines()[0]}). Use 'cpu', or "
+            "what `lowdim doctor` shows."
+        ) from error
+
+
+def _items(source: Any, measurement: Any, prior: Prior, fit: Fit | None) -> list[Item]:
     shape = image_shape_of(prior)
-    pictures = [] if source is None else read_pictures(source, channels=None if shape is None else shape[0])
+    channels = None if shape is None else shape[0]
+    pictures = [] if source is None else read_pictures(source, channels=channels)
+    pictures = fitted(pictures, shape, fit=fit)
     if measurement is None:
         return [Item(p.name, p.image, None) for p in pictures]
-    y = _measurements(measurement, len(pictures) or None)
+    if isinstance(measurement, (str, os.PathLike)) and Path(measurement).suffix.lower() != ".npy":
+        seen = read_pictures(measurement, channels=channels)
+        y: Sequence[Tensor] = [p.image for p in seen]
+        pictures = pictures or [Picture(p.name, torch.zeros(0)) for p in seen]
+    else:
+        y = _measurements(measurement, len(pictures) or None)
     if not pictures:
         pictures = [Picture(f"image-{i:05d}", torch.zeros(0)) for i in range(len(y))]
     if len(y) != len(pictures):
