@@ -7,7 +7,7 @@ sharpness is at least ``S_1 = L s_1^(2 - 2/L)``, that of balanced layers. Input:
 the layers, or a target to train on. Output: sharpness, trace, excess over the
 flattest minimum, balancing gap.
 
-`at_minimum` measures layers, `sweep_init` trains from several initial scales,
+`at_minimum` measures linear layers, `estimate` any network, `sweep_init` trains from several initial scales,
 `reparameterize` and `minimize_trace` move among weights with the same product,
 `smallest_trace` is what the latter ends at.
 
@@ -23,14 +23,17 @@ Examples
 (8.0, 20.0)
 """
 
+from lowdim.dynamics.flatness.estimate import FlatnessEstimate, estimate
 from lowdim.dynamics.flatness.fiber import minimize_trace, reparameterize, smallest_trace
 from lowdim.dynamics.flatness.measure import Flatness, at_minimum
 from lowdim.dynamics.flatness.sweep import InitSweep, sweep_init
 
 __all__ = [
     "Flatness",
+    "FlatnessEstimate",
     "InitSweep",
     "at_minimum",
+    "estimate",
     "minimize_trace",
     "reparameterize",
     "smallest_trace",
