@@ -47,7 +47,7 @@ def _descent(trial: Trial, samples: int) -> dict[str, Any]:
             return 0.5 * (model(x) - target).square().sum(1).mean()
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-        reports: list[tuple[int, float, float]] = []
+        reports: list[tuple[int, float, float | None]] = []
         monitor = Monitor(
             model,
             loss,
@@ -63,7 +63,8 @@ def _descent(trial: Trial, samples: int) -> dict[str, Any]:
             optimizer.step()
             report = monitor.step()
             if report:
-                reports.append((step, report["dyn/sharpness_ratio"], report["dyn/alternation"]))
+                score = report["dyn/alternation"]  # not a number at rest
+                reports.append((step, report["dyn/sharpness_ratio"], None if math.isnan(score) else score))
         return {"reports": reports}
 
     return trial.share(f"dynamics-digits-{samples}", compute)
