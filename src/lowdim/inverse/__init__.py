@@ -14,6 +14,7 @@ from lowdim.inverse.consistency import Consistent, prox, pseudo_inverse
 from lowdim.inverse.dcdp import DCDP
 from lowdim.inverse.degradations import BlurDecimation, CircularBlur, Inpainting, Pooling, gaussian_kernel
 from lowdim.inverse.dps import DPS
+from lowdim.inverse.evaluate import evaluate
 from lowdim.inverse.folder import InverseResult
 from lowdim.inverse.gmm import GMMPrior
 from lowdim.inverse.latent import LatentPrior
@@ -52,6 +53,7 @@ __all__ = [
     "Reconstruction",
     "adjoint_error",
     "as_operator",
+    "evaluate",
     "fitted",
     "gaussian_kernel",
     "linear_alphas_cumprod",

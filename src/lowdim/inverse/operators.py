@@ -164,14 +164,14 @@ class _Given(ForwardOperator):
 
 
 def _closed_prox(thing: Any) -> Any:
-    """Return the object's prox unless it is the iteration that every linear physics of deepinv inherits."""
+    """Return the object's prox, of deepinv's physics only where it is a closed form and no iteration."""
     if not callable(getattr(thing, "prox_l2", None)):
         return None
     owner = next((kind for kind in type(thing).__mro__ if "prox_l2" in vars(kind)), type(thing))
-    if owner.__name__ == "Downsampling":  # closed for circular blurs only
+    closed = owner.__module__.split(".")[0] != "deepinv" or owner.__name__ == "DecomposablePhysics"
+    if type(thing).__name__ == "Downsampling":  # of circular blurs
         closed = getattr(thing, "padding", None) == "circular" and getattr(thing, "filter", None) is not None
-        return thing.prox_l2 if closed else None
-    return None if owner.__name__ in ("LinearPhysics", "StackedLinearPhysics") else thing.prox_l2
+    return thing.prox_l2 if closed else None
 
 
 def as_operator(

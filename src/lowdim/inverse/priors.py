@@ -148,7 +148,7 @@ class Prior(ABC):
         self.calls.add(len(x))
         signal, noise = abar.sqrt(), (1 - abar).sqrt()
         if self.prediction == "epsilon":
-            return output, (x - noise * output) / signal
+            return output, (x - noise * output) / signal.clamp(min=1e-6)
         if self.prediction == "v_prediction":
             return signal * output + noise * x, signal * x - noise * output
         return (x - signal * output) / noise.clamp(min=1e-12), output
