@@ -289,8 +289,8 @@ CASES: dict[str, tuple[tuple[str, float, int, int], ...]] = {
         *(("Adam", 0.0003, 1_600, 20), ("Adam", 0.001, 500, 10), ("Adam", 0.003, 300, 10)),
     ),
     "language": (
-        *(("gradient descent", 0.1, 200, 10), ("momentum", 0.01, 200, 10)),
-        *(("Adam", 0.0003, 250, 10), ("Adam", 0.001, 150, 10)),
+        *(("gradient descent", 0.1, 200, 10), ("momentum", 0.01, 350, 10)),
+        *(("Adam", 0.0003, 250, 10), ("Adam", 0.001, 250, 10)),
     ),
     "sentences": (
         *(("gradient descent", 0.05, 100, 10), ("momentum", 0.05, 150, 10)),
