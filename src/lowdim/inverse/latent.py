@@ -83,9 +83,7 @@ class LatentPrior(Prior):
         self.encoder_calls, self.decoder_calls, self.decoder_gradients = Calls(), Calls(), Calls()
 
     @classmethod
-    def from_diffusers(
-        cls, unet: Any, scheduler: Any, vae: Any, *, cond: Tensor | None = None
-    ) -> LatentPrior:
+    def from_diffusers(cls, unet: Any, scheduler: Any, vae: Any, **options: Any) -> LatentPrior:
         """Wrap networks of diffusers that are in memory.
 
         Parameters
@@ -95,8 +93,8 @@ class LatentPrior(Prior):
             Its ``alphas_cumprod`` and its kind of prediction are read.
         vae : VQModel or AutoencoderKL
             With its scaling and shift.
-        cond : Tensor, shape (tokens, features), optional
-            Of a `UNet2DConditionModel`: the embedding of the prompt, such as that of the empty one.
+        **options
+            Those of `PixelPrior`: cond, size (of latents), precision, compile.
 
         Returns
         -------
@@ -105,25 +103,22 @@ class LatentPrior(Prior):
 
         Raises
         ------
-        MissingExtra, DataError
+        DataError, ShapeError
         """
         from lowdim.inverse.diffusers import latent_prior
 
-        return latent_prior(unet, scheduler, vae, cond=cond)
+        return latent_prior(unet, scheduler, vae, **options)
 
     @classmethod
-    def from_folder(
-        cls, path: str | os.PathLike[str], *, cond: Tensor | None = None, device: torch.device | str = "cpu"
-    ) -> LatentPrior:
-        """Read a pipeline of diffusers from a local folder: unet/, scheduler/, and vae/ or vqvae/.
+    def from_pipeline(cls, pipeline: Any, **options: Any) -> LatentPrior:
+        """Wrap a pipeline of diffusers that is in memory; one for text is asked with the empty prompt.
 
         Parameters
         ----------
-        path : path
-            Nothing is downloaded, nothing is unpickled.
-        cond : Tensor, optional
-            As in `from_diffusers`.
-        device : torch.device or str
+        pipeline : DiffusionPipeline
+            With unet, scheduler and vae or vqvae.
+        **options
+            As of `from_diffusers`.
 
         Returns
         -------
@@ -131,11 +126,42 @@ class LatentPrior(Prior):
 
         Raises
         ------
-        MissingExtra, DataError
+        DataError, ShapeError
+        """
+        from lowdim.inverse.diffusers import empty_prompt, latent_prior
+
+        vae = getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+        if vae is None or getattr(pipeline, "unet", None) is None:
+            raise DataError(
+                f"LatentPrior: a {type(pipeline).__name__} has no U-Net or no autoencoder. Use a latent "
+                "pipeline, or PixelPrior of its unet and scheduler."
+            )
+        if "cond" not in options:
+            options["cond"] = empty_prompt(pipeline)
+        return latent_prior(pipeline.unet, pipeline.scheduler, vae, **options)
+
+    @classmethod
+    def from_folder(cls, path: str | os.PathLike[str], **options: Any) -> LatentPrior:
+        """Read a pipeline of diffusers from a local folder: unet/, scheduler/, and vae/ or vqvae/.
+
+        Parameters
+        ----------
+        path : path
+            Nothing is downloaded, nothing is unpickled.
+        **options
+            As of `from_diffusers`.
+
+        Returns
+        -------
+        LatentPrior
+
+        Raises
+        ------
+        MissingExtra, DataError, ShapeError
         """
         from lowdim.inverse.diffusers import latent_prior_from_folder
 
-        return latent_prior_from_folder(path, cond=cond, device=device)
+        return latent_prior_from_folder(path, **options)
 
     def _output(self, x: Tensor, t: Tensor, abar: Tensor) -> Tensor:
         return self.prior._output(x, t, abar)

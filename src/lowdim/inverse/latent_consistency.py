@@ -128,10 +128,11 @@ class _Running:
     def measured(self, z: Tensor) -> Tensor:
         """Return ``A(D(z))`` of all images where `z` are the latents of those that still move.
 
-        The operator sees the whole batch, since it may differ from image to image (masks, say); the decoder,
+        Images are clamped to their range, as those that a solver returns: what fits must fit then. The
+        operator sees the whole batch, since it may differ from image to image (masks, say); the decoder,
         which is the expensive part, sees only what moves.
         """
-        decoded = self.prior.decode(z).to(self.images.dtype)
+        decoded = self.prior.clip(self.prior.decode(z)).to(self.images.dtype)
         x = self.images.index_copy(0, self.rows, decoded)
         self.images[self.rows] = decoded.detach()
         return self.problem.operator.A(x)
@@ -199,7 +200,7 @@ def _adam(run: _Running, *, max_iter: int, lr: float) -> None:
 def _gradient(misfit: Tensor, z: Tensor, *, first: bool) -> Tensor:
     found: Tensor | None = None
     if misfit.requires_grad:
-        (found,) = torch.autograd.grad(misfit.sum(), z, allow_unused=True)
+        (found,) = torch.autograd.grad(misfit, z, torch.ones_like(misfit), allow_unused=True)
     if found is None or (first and not bool(found.any()) and bool(misfit.detach().any())):
         raise DataError(_FLAT.format("None" if found is None else "zero everywhere"))
     return found
@@ -228,11 +229,11 @@ def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor]:
     """
     z = z.detach().requires_grad_()
     with torch.enable_grad():
-        residual = run.residual(run.measured(z))
-        probe = torch.zeros_like(residual, requires_grad=True)
+        measured = -run.residual(run.measured(z))  # up to y
+        probe = torch.zeros_like(measured, requires_grad=True)
         pulled: Tensor | None = None
-        if residual.requires_grad:
-            (pulled,) = torch.autograd.grad(-residual, z, probe, create_graph=True, allow_unused=True)
+        if measured.requires_grad:
+            (pulled,) = torch.autograd.grad(measured, z, probe, create_graph=True, allow_unused=True)
     if pulled is None or not pulled.requires_grad:
         raise DataError(_FLAT.format("None"))
 
@@ -240,10 +241,10 @@ def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor]:
         return torch.autograd.grad(pulled, probe, d.reshape(z.shape), retain_graph=True)[0]
 
     def pull(u: Tensor) -> Tensor:
-        return torch.autograd.grad(-residual, z, u, retain_graph=True)[0].flatten(1)
+        return torch.autograd.grad(measured, z, u, retain_graph=True)[0].flatten(1)
 
     noise = (run.target * run.counts[run.rows]).sqrt()
-    r = residual.detach()
+    r = -measured.detach()
     solved = cgls(push, r, adjoint=pull, discrepancy=noise, tol=1e-3, steps=INNER, batch_axes=1)
     return solved.x.reshape(z.shape), solved.steps
 

@@ -120,8 +120,8 @@ class LatentDCDP:
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise DataError(f"LatentDCDP: {name}={count!r} must be a whole number of 1 or more.")
         self.prior = prior
-        train_steps = prior.train_steps if isinstance(prior, LatentPrior) else 1000
-        self.times = purification_times(steps, t0=t0, t_end=t_end, schedule=schedule, train_steps=train_steps)
+        levels = getattr(prior, "alphas_cumprod", None)
+        self.times = purification_times(steps, t0=t0, t_end=t_end, schedule=schedule, alphas_cumprod=levels)
         self.purify, self.ddim_steps, self.consistency = purify, ddim_steps, consistency
         self.pixel_solver, self.latent_solver = pixel_solver, latent_solver
         self.tau, self.max_iter, self.lr = tau, max_iter, lr

@@ -41,9 +41,7 @@ def test_limits_are_encoding_and_the_present_sample():
     for s2 in (1e8, math.inf):
         drawn = resample(z0, zt, alpha_bar=0.6, s2=s2, noise=noise)
         torch.testing.assert_close(drawn, encoded, atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        resample(z0, zt, alpha_bar=0.6, s2=1e-8, noise=noise), zt, atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(resample(z0, zt, alpha_bar=0.6, s2=1e-8, noise=noise), zt, atol=1e-3, rtol=0)
     assert torch.equal(resample(z0, zt, alpha_bar=0.6, s2=0.0, noise=noise), zt)
 
 
