@@ -112,7 +112,9 @@ class Inpainting(_Closed):
         """
         if not 0 <= missing < 1:
             raise DataError(f"Inpainting.random: missing={missing} must be in [0, 1).")
-        kept = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= missing
+        # Not the numbers that the same seed gives to noise, with which the mask would go together.
+        generator = torch.Generator().manual_seed(seed + 2**31)
+        kept = torch.rand(shape, generator=generator) >= missing
         return cls(kept, **options)
 
     def A(self, x: Tensor) -> Tensor:

@@ -18,6 +18,10 @@ _REPEAT = 2654435761
 torch's generator takes, and further than anybody's seeds are apart."""
 
 
+MEASUREMENT = -1
+"""The stream of noise in measurements: a solver with the same seed must not know it."""
+
+
 class ImageNoise:
     """Standard normal numbers from one generator per image.
 
@@ -28,7 +32,8 @@ class ImageNoise:
     batch : int
         Number of images.
     repeat : int
-        Which of several independent runs on the same images.
+        Which of several independent streams of the same seeds: those of the runs on an image count from 0,
+        that of the noise in its measurement is `MEASUREMENT`. One seed for both is then no mistake.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowdim.algebra.operator import Operator
 from lowdim.errors import DataError, ShapeError
-from lowdim.inverse.noise import ImageNoise, Seeds
+from lowdim.inverse.noise import MEASUREMENT, ImageNoise, Seeds
 
 __all__ = ["ForwardOperator", "adjoint_error", "as_operator"]
 
@@ -100,7 +100,7 @@ class ForwardOperator:
         sigma = (self.noise_sigma or 0.0) if sigma is None else sigma
         if sigma == 0:
             return y
-        noisy = y + sigma * ImageNoise(seed, batch=len(y)).like(y)
+        noisy = y + sigma * ImageNoise(seed, batch=len(y), repeat=MEASUREMENT).like(y)
         # What is not measured has no noise either: it is zero in the data.
         seen = self._seen(y)
         return noisy if seen is None else torch.where(seen, noisy, y)
