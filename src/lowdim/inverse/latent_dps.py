@@ -79,7 +79,9 @@ def guided_step(
         misfit = problem.misfit(prior.decode(z0))
         # The norm has no gradient at 0; there, nothing is to be gained either.
         norms = torch.where(misfit > 0, misfit, 1).sqrt() * (misfit > 0)
-        (gradient,) = torch.autograd.grad(norms.sum(), z, allow_unused=True)
+        gradient: Tensor | None = None
+        if norms.requires_grad:
+            (gradient,) = torch.autograd.grad(norms.sum(), z, allow_unused=True)
     if gradient is None:
         raise DataError(
             f"{problem.where}: y - A(D(z)) has no gradient, so A or the decoder is not differentiable. "

@@ -1,4 +1,4 @@
-"""Train the digits networks again: ``python -m lowdim.inverse.digits.train FOLDER [--steps N]``.
+"""Train the digits networks again: ``python -m lowdim.inverse.digits.train FOLDER``.
 
 Everything is drawn from seed 0 and computed on the CPU; with one thread, two runs on one machine agree to the
 bit, and runs on different machines up to the order of sums.
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from lowdim.inverse.digits.autoencoder import DigitsAutoencoder
 from lowdim.inverse.digits.images import digits
+from lowdim.inverse.gmm import GMMPrior
 from lowdim.runs import atomic_tensors
 
-__all__ = ["train_autoencoder", "train_unet"]
+__all__ = ["train_autoencoder", "train_unet", "write"]
 
 UNET = {
     "sample_size": 8,
@@ -40,7 +41,7 @@ BATCH, RATE, WARM_UP = 64, 2e-3, 50
 Loss = Callable[[nn.Module, Tensor, torch.Generator], Tensor]
 
 
-def train_unet(*, steps: int, seed: int = 0) -> tuple[nn.Module, Any]:
+def train_unet(*, steps: int, seed: int = 0) -> tuple[Any, Any]:
     """Train the noise predictor of digits.
 
     Parameters
@@ -114,21 +115,40 @@ def _train(network: Any, loss: Loss, *, steps: int, weight_decay: float, average
     return averaged
 
 
+def write(folder: Path, unet: Any, scheduler: Any, coder: DigitsAutoencoder) -> None:
+    """Write the networks in half precision, and the mixture of the latents of what was written.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be.
+    unet, scheduler
+        From `train_unet`.
+    coder : DigitsAutoencoder
+        From `train_autoencoder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unet.half().save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    coder = coder.half()
+    weights = {name: weight.clone() for name, weight in coder.state_dict().items()}
+    with torch.no_grad():
+        z = coder.float().encode(digits("train"))
+    scaling = 1 / z.std()  # latents of variance 1, as a diffusion expects them
+    atomic_tensors(folder / "autoencoder.safetensors", {**weights, "scaling": scaling})
+    GMMPrior.fit(z * scaling, components=20, regularization=1e-2, seed=0).save(folder / "latents")
+
+
 def main() -> None:
-    """Train both and write them to a folder, in half precision."""
+    """Train all and write them to a folder."""
     parser = argparse.ArgumentParser(description="Train the digits networks of lowdim again.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--unet-steps", type=int, default=UNET_STEPS)
-    parser.add_argument("--autoencoder-steps", type=int, default=1741)
+    parser.add_argument("--unet-steps", type=int, default=2030)
+    parser.add_argument("--autoencoder-steps", type=int, default=5000)
     options = parser.parse_args()
     unet, scheduler = train_unet(steps=options.unet_steps)
-    unet.half().save_pretrained(options.folder / "unet")
-    scheduler.save_pretrained(options.folder / "scheduler")
-    coder = train_autoencoder(steps=options.autoencoder_steps)
-    atomic_tensors(options.folder / "autoencoder.safetensors", coder.half().state_dict())
+    write(options.folder, unet, scheduler, train_autoencoder(steps=options.autoencoder_steps))
 
-
-UNET_STEPS = 2030
 
 if __name__ == "__main__":
     main()
