@@ -19,6 +19,7 @@ True
 from lowdim.report.compress import compress_page
 from lowdim.report.dynamics import dynamics_page
 from lowdim.report.incontext import incontext_page
+from lowdim.report.inverse import inverse_page
 from lowdim.report.page import Card, Page
 from lowdim.report.phase import phase_page, transition_page
 from lowdim.report.regress import coefficient_map, regress_page
@@ -31,6 +32,7 @@ __all__ = [
     "compress_page",
     "dynamics_page",
     "incontext_page",
+    "inverse_page",
     "phase_page",
     "regress_page",
     "track_page",

@@ -255,6 +255,35 @@ class Page:
         shown["layout"].pop("template", None)
         return self._add("figure", json=_json(shown), caption=caption, height=height)
 
+    def sliders(
+        self,
+        pictures: Iterable[tuple[str, Mapping[str, str]]],
+        *,
+        before: Sequence[str],
+        after: Sequence[str],
+        caption: str,
+    ) -> Page:
+        """Add images over each other, with a line between them that the mouse and the arrow keys move.
+
+        Parameters
+        ----------
+        pictures : iterable of (str, mapping of str to str)
+            A title, and by name the addresses (see `png_uri`) of images that show the same.
+        before, after : sequence of str
+            Names to choose from for the left and for the right of the line, the first ones shown; of a
+            picture that lacks one, the next.
+        caption : str
+            What they show, for screen readers.
+
+        Returns
+        -------
+        Page
+            This page.
+        """
+        sides = (("before", "Left", list(before)), ("after", "Right", list(after)))
+        shown = [(title, dict(layers)) for title, layers in pictures]
+        return self._add("sliders", pictures=shown, sides=sides, caption=caption)
+
     def table(
         self,
         rows: pd.DataFrame | Sequence[Mapping[str, Any]],

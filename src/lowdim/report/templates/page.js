@@ -119,6 +119,35 @@
     });
   });
 
+  // Images over each other: a range, which the keyboard knows, moves the line; a choice changes all pictures of its group.
+  document.querySelectorAll(".sliders").forEach((group) => {
+    const frames = [...group.querySelectorAll(".slider")];
+    const layers = (frame, side) => [...frame.querySelectorAll(`img.${side}`)];
+    const shown = (frame, side) => layers(frame, side).find((image) => !image.hidden);
+    const name = (frame) => {
+      const range = frame.querySelector("input");
+      if (!range) return;
+      const [left, right] = ["before", "after"].map((side) => shown(frame, side)?.dataset.layer ?? "");
+      frame.querySelector("b.before").textContent = left;
+      frame.querySelector("b.after").textContent = right;
+      range.setAttribute("aria-valuetext", `${range.value} % ${left}, ${100 - range.value} % ${right}`);
+    };
+    frames.forEach((frame) => {
+      const range = frame.querySelector("input");
+      frame.querySelectorAll("img").forEach((image) => image.decode().catch(() => {}).then(() => {
+        image.classList.toggle("small", image.naturalWidth < 200);
+      }));
+      range?.addEventListener("input", () => { frame.style.setProperty("--at", `${range.value}%`); name(frame); });
+      name(frame);
+    });
+    group.querySelectorAll("select").forEach((select) => select.addEventListener("change", () => frames.forEach((frame) => {
+      const own = layers(frame, select.dataset.side);
+      const wanted = own.find((image) => image.dataset.layer === select.value) ?? own[0];
+      own.forEach((image) => { image.hidden = image !== wanted; });
+      name(frame);
+    })));
+  });
+
   document.querySelectorAll(".copy").forEach((copy) => copy.addEventListener("click", async () => {
     const code = copy.parentElement.querySelector("code");
     try {
