@@ -46,7 +46,7 @@ claims-sentences: install
 claims-blast: install
 	$(CLAIMS) 'blast.*' 'phase.*' 'regress.*'
 claims-encoder: install
-	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'track.*'
+	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'dcdp.*' 'track.*' 'digits.*' 'resample.*'
 claims-trainings: install
 	$(CLAIMS) 'dln.*' 'dynamics.*' 'flatness.*' 'incontext.*'
 

@@ -16,7 +16,20 @@ from lowdim.errors import DataError, LowdimError
 __all__ = ["Claim", "Measurement", "Trial", "Unavailable", "claim", "find", "registered"]
 
 #: The files of this folder that declare claims, in the order of the table.
-SYSTEMS = ("blast", "compress", "dln", "dynamics", "flatness", "incontext", "phase", "regress", "track")
+SYSTEMS = (
+    "blast",
+    "compress",
+    "dcdp",
+    "digits",
+    "dln",
+    "dynamics",
+    "flatness",
+    "incontext",
+    "phase",
+    "regress",
+    "resample",
+    "track",
+)
 
 _REGISTRY: dict[str, Claim] = {}
 _IDENTIFIER = re.compile(r"[a-z0-9]+\.[a-z0-9]+(-[a-z0-9]+)*")

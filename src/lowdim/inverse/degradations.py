@@ -131,7 +131,7 @@ class Inpainting(_Closed):
         return y * self.mask.to(y.device)
 
     def _gram_inverse(self, r: Tensor, rho: float) -> Tensor:
-        return r / (self.mask.to(r.device) + rho)
+        return r / (self.mask.to(r) + rho)
 
     def _seen(self, y: Tensor) -> Tensor:
         return self.mask.to(y.device).expand_as(y)
