@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowdim.algebra.solve import cgls
 from lowdim.errors import DataError, Diverged
@@ -228,7 +229,8 @@ def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor]:
     in the place of a forward one, which some have not.
     """
     z = z.detach().requires_grad_()
-    with torch.enable_grad():
+    # Attention in its plain form: the fused ones have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         measured = -run.residual(run.measured(z))  # up to y
         probe = torch.zeros_like(measured, requires_grad=True)
         pulled: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdim.errors import DataError
+from lowdim.errors import DataError, LowdimWarning
 from lowdim.inverse.consistency import warn_unmet
 from lowdim.inverse.latent import LatentPrior
+from lowdim.inverse.metrics import psnr
 from lowdim.inverse.noise import ImageNoise, Seeds
 from lowdim.inverse.problem import Problem
 from lowdim.inverse.result import Reconstruction
@@ -20,6 +22,9 @@ from lowdim.inverse.result import Reconstruction
 __all__ = ["Callback", "LatentRun"]
 
 Callback = Callable[[int, int, Tensor], None]
+
+CEILING = 15.0
+"""An autoencoder that returns images at less dB is warned of."""
 
 NOISE_FREE = 1e-6
 """Mean squared residual that is small enough where there is no noise: 1e-3 squared, as in ReSample's code."""
@@ -145,17 +150,34 @@ class LatentRun:
         residual = self.problem.residual(x)
         if tau is not None:
             warn_unmet(self.problem, residual, tau=tau)
+        seconds = clock.perf_counter() - self.begun
+        settings = {**settings, "autoencoder_psnr": self._ceiling(x)}
         return Reconstruction(
             image=self.problem.to_operator(x),
             residual=residual,
             network_calls=(self.prior.calls.images - self.network) // len(z),
             iterations=self.iterations,
-            seconds=clock.perf_counter() - self.begun,
+            seconds=seconds,
             latent=z,
             decoder_calls=round(float(self.decoded.double().mean())),
             curve=torch.stack(self.curve) if self.curve else torch.zeros(0, len(z)),
             settings=settings,
         )
+
+    def _ceiling(self, x: Tensor) -> float:
+        """Return how well the autoencoder returns its own images, in dB, and warn where it does not."""
+        again = self.prior.decode(self.prior.encode(x))
+        found = float(psnr(again, x, value_range=self.prior.value_range).mean())
+        if found < CEILING:
+            warnings.warn(
+                LowdimWarning(
+                    f"{self.where}: encoding and decoding a reconstruction leaves {found:.1f} dB of it, so "
+                    "the autoencoder limits what can be found. Check its scaling and the range of its "
+                    "images; else use a prior of images."
+                ),
+                stacklevel=4,
+            )
+        return found
 
     def tell(self, callback: Callback | None, step: int, steps: int, z0: Tensor) -> None:
         """Show the images of clean latents; a callback with ``images = False`` is given the latents instead.
