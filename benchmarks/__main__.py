@@ -14,7 +14,8 @@ from lowdim.claims.machine import machine
 
 NAMES = (
     *("blast_layer", "whole_model", "factorization", "triton"),
-    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "costs"),
+    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "inverse"),
+    "costs",
 )
 RESULTS = Path(__file__).parent / "results"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,10 @@ from lowdim.inverse.resample_solver import ReSample
 
 __all__ = ["SOLVERS", "chosen_prior", "chosen_solvers"]
 
-SOLVERS = ("dcdp", "resample", "dps")
+BASELINES = {"ddrm": "DDRM", "diffpir": "DiffPIR", "tv": "TotalVariation", "pinv": "PseudoInverse"}
+"""Those of deepinv."""
+
+SOLVERS = ("dcdp", "resample", "dps", *BASELINES)
 """Solvers by name; of a latent prior "dcdp" is `LatentDCDP` and "dps" is `LatentDPS`."""
 
 BUILTIN = ("builtin", "builtin-latent")
@@ -118,6 +122,9 @@ def _solver(name: str, options: Any, prior: Prior) -> Any:
         "dps": LatentDPS if latent else DPS,
         "resample": ReSample,
     }
+    if kind in BASELINES:
+        baselines = importlib.import_module("lowdim.inverse.deepinv")
+        known[kind] = getattr(baselines, BASELINES[kind])
     if kind not in known:
         raise DataError(f"solvers: {kind!r} is unknown. Use one of {', '.join(SOLVERS)}.")
     if "/" in name or name in ("", ".", ".."):
@@ -127,8 +134,10 @@ def _solver(name: str, options: Any, prior: Prior) -> Any:
             "solvers: resample needs a latent prior (a pipeline with a vae), and this one is of images. Use "
             "dcdp or dps."
         )
+    if latent and kind in ("ddrm", "diffpir"):
+        raise DataError(f"solvers: {kind} needs a prior of images, and this one is of latents. Use dcdp.")
     try:
-        return known[kind](prior, **options)
+        return known[kind](**options) if kind in ("tv", "pinv") else known[kind](prior, **options)
     except TypeError as error:
         raise DataError(
             f"solvers: {name} does not take these options ({error}). See help({known[kind].__name__})."

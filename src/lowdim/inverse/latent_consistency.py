@@ -34,8 +34,11 @@ GROWN = 1e6
 HALVINGS = 4
 """Shortenings of a Gauss-Newton step at most."""
 
-INNER = 30
+INNER = 10
 """Conjugate gradients per Gauss-Newton step at most."""
+
+AIM = 0.9
+"""Share of its target that a step of Gauss-Newton aims at."""
 
 _FLAT = (
     "latent consistency: the gradient of ||y - A(D(z))||^2 is {}, so A or the decoder is not differentiable. "
@@ -216,7 +219,7 @@ def _gauss_newton(run: _Running, *, max_iter: int) -> None:
     while len(run.rows):
         step, inner = _newton_step(run, z)
         spent[run.rows] += inner
-        run.decoded[run.rows] += 1 + 2 * inner
+        run.decoded[run.rows] += 2 + 2 * inner
         run.iterations[run.rows] += 1
         z, stopped = _walk(run, z, step)
         z = z[run.leave(stopped | (spent[run.rows] >= max_iter), z)]
@@ -245,10 +248,20 @@ def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor]:
     def pull(u: Tensor) -> Tensor:
         return torch.autograd.grad(measured, z, u, retain_graph=True)[0].flatten(1)
 
-    noise = (run.target * run.counts[run.rows]).sqrt()
     r = -measured.detach()
-    solved = cgls(push, r, adjoint=pull, discrepancy=noise, tol=1e-3, steps=INNER, batch_axes=1)
-    return solved.x.reshape(z.shape), solved.steps
+    # Latents have variance 1: as prior of the step, which keeps what the data do not tell where it is. The
+    # number of conjugate gradients is not cut short by the noise, as rounding would decide by how many.
+    solved = cgls(push, r, adjoint=pull, damping=run.target, tol=1e-5, steps=INNER, batch_axes=1)
+    length = _until_noise(r, push(solved.x), AIM * run.target * run.counts[run.rows])
+    return length.reshape(-1, *(1,) * (z.ndim - 1)) * solved.x.reshape(z.shape), solved.steps
+
+
+def _until_noise(r: Tensor, Jd: Tensor, aim: Tensor) -> Tensor:
+    """Return the shortest lengths s in (0, 1] with ``||r - s J d||^2 = aim``; 1 where there is none."""
+    a, b, c = Jd.square().sum(1), (r * Jd).sum(1), r.square().sum(1) - aim
+    root = b.square() - a * c
+    found = (b - root.clamp(min=0).sqrt()) / a.clamp(min=1e-30)
+    return torch.where((root >= 0) & (found > 0), found, 1.0).clamp(max=1.0)
 
 
 @torch.no_grad()

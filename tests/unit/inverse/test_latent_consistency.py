@@ -99,7 +99,7 @@ def test_complex_measurements_are_fitted():
 def test_an_operator_without_gradient_is_named(method):
     prior = latent_prior()
     task = problem(prior, operator=lambda x: x.detach() + 1)
-    with pytest.raises(DataError, match="gradient of .* is None"):
+    with pytest.raises(DataError, match=r"gradient of .* is None"):
         fit_latents(torch.zeros(5, 6, 1, 1), task, prior, target=1e-6, method=method)
 
 
