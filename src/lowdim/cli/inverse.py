@@ -418,6 +418,8 @@ def _show(report: dict[str, Any], output: Path | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from lowdim.report.inverse_figures import named
+
     out = manners.out
     many = len(report["names"])
     table = Table(
@@ -429,12 +431,12 @@ def _show(report: dict[str, Any], output: Path | None) -> None:
     )
     # Nobody needs a column of zeros, or one that is empty.
     shown = {key: told for key, told in COLUMNS.items() if any(one.get(key) for one in report["solvers"])}
-    table.add_column("Solver", no_wrap=True)
+    table.add_column("Solver", overflow="fold")
     for title, _ in shown.values():
         table.add_column(title, justify="right", no_wrap=True)
     for one in report["solvers"]:
         cells = ["" if one.get(key) is None else form.format(one[key]) for key, (_, form) in shown.items()]
-        table.add_row(escape(one["name"]), *cells)
+        table.add_row(escape(named(one["name"])), *cells)
     out.print(table)
     out.print()
     out.print(report["sentence"], highlight=False, markup=False)

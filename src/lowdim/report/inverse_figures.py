@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
     from lowdim.inverse import InverseResult
 
-__all__ = ["MEASURED", "SOLVERS", "TRUTH", "chosen", "curves", "effort", "error_maps", "layers", "residuals"]
+__all__ = [
+    "MEASURED",
+    "SOLVERS",
+    "TRUTH",
+    "chosen",
+    "curves",
+    "effort",
+    "error_maps",
+    "layers",
+    "named",
+    "residuals",
+]
 
 SOLVERS = {"dcdp": "DCDP", "resample": "ReSample", "dps": "DPS", "tv": "TV", "pinv": "pseudo-inverse"}
 """Solvers as people read them; what else they are called stands as it is."""
