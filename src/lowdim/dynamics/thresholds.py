@@ -14,7 +14,7 @@ from lowdim.dynamics.parameters import FlatParameters
 from lowdim.dynamics.shards import local
 from lowdim.errors import DataError
 
-__all__ = ["Stability", "stability"]
+__all__ = ["Stability", "stability", "trained_by"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,9 @@ def stability(optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> S
     Notes
     -----
     With momentum b: heavy ball ``(2 + 2b) / ((1 - dampening) lr)``, Nesterov ``(2 + 2b) / ((1 + 2b) lr)``,
-    averaged gradients (Adam) ``(2 + 2b) / ((1 - b) lr)``, both at once (NAdam) ``(2 + 2b) / ((1 - b)(1 + 2b)
-    lr)``. Decoupled weight decay w puts ``(1 + b)(2 - lr w)`` in the place of ``2 + 2b`` (for Adam).
+    averaged gradients (Adam) ``(2 + 2b) / ((1 - b) lr)``, both at once (NAdam) ``2 / ((1 - m + m (1 - b) /
+    (1 + b)) lr)`` with the share m of the average at this step. Decoupled weight decay w puts ``2 - lr w`` in
+    the place of 2 (for Adam).
     Minibatches make training unstable before, so that it usually stays below.
 
     References
@@ -125,7 +126,10 @@ def stability(optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> S
             f"this network, "
             f"or select= the parameters that it trains."
         )
-    rules = {id(owners[id(t)]): _RULES[kind](owners[id(t)]) for t in parameters.tensors}
+    groups = {id(owners[id(t)]): owners[id(t)] for t in parameters.tensors}
+    rules = {
+        place: _RULES[kind](group | {"steps": _taken(optimizer, group)}) for place, group in groups.items()
+    }
     per_tensor = [rules[id(owners[id(tensor)])] for tensor in parameters.tensors]
     reach = max(rule.lr / rule.bound for rule in rules.values())
     leading = max(rules.values(), key=lambda rule: rule.lr / rule.bound)
@@ -162,6 +166,34 @@ def stability(optimizer: torch.optim.Optimizer, parameters: FlatParameters) -> S
     )
 
 
+def trained_by(optimizer: torch.optim.Optimizer | None) -> list[Tensor] | None:
+    """Return the parameters of an optimizer.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer or None
+        In the wrapper of accelerate, too.
+
+    Returns
+    -------
+    list of Tensor, or None
+        None without an optimizer.
+
+    Raises
+    ------
+    DataError
+        If it is none.
+    """
+    if optimizer is None:
+        return None
+    if not hasattr(optimizer, "param_groups"):
+        raise DataError(
+            f"dynamics: optimizer is a {type(optimizer).__name__}, expected the torch.optim.Optimizer of "
+            f"the training, or None."
+        )
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _kind(optimizer: Any) -> str:
     names = [cls.__name__ for cls in type(optimizer).__mro__ if cls.__module__.startswith("torch.optim")]
     for name in names:
@@ -181,6 +213,12 @@ def _denominator(rule: Callable[[Any], Tensor], optimizer: Any, name: str, tenso
             f"first step."
         )
     return rule(state)
+
+
+def _taken(optimizer: Any, group: dict[str, Any]) -> float:
+    """Return how many steps a group has made."""
+    states = (optimizer.state.get(parameter, {}) for parameter in group["params"])
+    return max((_number(state["step"]) for state in states if "step" in state), default=0.0)
 
 
 def _number(value: Any) -> float:
@@ -205,12 +243,14 @@ def _sgd(group: dict[str, Any]) -> _Group:
     return _Group(bound, rule, _number(group["lr"]), _number(group["weight_decay"]), None)
 
 
-def _averaged(group: dict[str, Any], name: str, *, look_ahead: bool = False, decoupled: bool) -> _Group:
+def _averaged(group: dict[str, Any], name: str, *, ahead: float | None = None, decoupled: bool) -> _Group:
     _plain(group, name)
     b, lr = _number(group["betas"][0]), _number(group["lr"])
     decay = _number(group["weight_decay"])
-    numerator = (1 + b) * (2 - lr * decay) if decoupled else 2 + 2 * b
-    bound = numerator / ((1 - b) * (1 + 2 * b if look_ahead else 1))
+    # What a gradient that flips at every step moves: the average of such gradients, and the last one alone.
+    average = (1 - b) / (1 + b)
+    moves = average if ahead is None else (1 - ahead) + ahead * average
+    bound = (2 - lr * decay if decoupled else 2.0) / moves
     beta2, eps = _number(group["betas"][1]), _number(group["eps"])
 
     def denominator(state: Any) -> Tensor:
@@ -232,7 +272,10 @@ def _adamw(group: dict[str, Any]) -> _Group:
 
 
 def _nadam(group: dict[str, Any]) -> _Group:
-    return _averaged(group, "NAdam", look_ahead=True, decoupled=bool(group["decoupled_weight_decay"]))
+    # The share of the average grows towards beta_1, but over tens of thousands of steps.
+    grown = 1 - 0.5 * 0.96 ** (group["steps"] * _number(group["momentum_decay"]))
+    ahead = _number(group["betas"][0]) * grown
+    return _averaged(group, "NAdam", ahead=ahead, decoupled=bool(group["decoupled_weight_decay"]))
 
 
 def _adamax(group: dict[str, Any]) -> _Group:
