@@ -23,6 +23,13 @@ Method = Literal["auto", "reuse", "recompute", "difference"]
 """How a Hessian is multiplied with a vector; see :func:`hessian`."""
 
 
+_COARSE = (
+    "hessian: differences of gradients are lost in the rounding of parameters in half precision. Keep the "
+    "parameters in float32 (autocast computes in half), or use method='reuse' on a network with second "
+    "derivatives."
+)
+
+
 class Product(Protocol):
     """A way of multiplying."""
 
@@ -83,10 +90,12 @@ class Curvature:
         """Return the gradient of the loss (size,) if it costs nothing, else None."""
         if self._gradient is None:
             return None
+        known = None
         try:
-            return self.layout.mean(self._gradient())
-        except RuntimeError:
-            return None  # no graph for a second derivative: the first product will tell
+            known = self._gradient()
+        except Exception:  # such as no graph for a second derivative: the first product will tell
+            self._give_up()
+        return None if known is None else self.layout.mean(known)
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Multiply with one vector (size,) or with the columns of (size, k)."""
@@ -100,7 +109,16 @@ class Curvature:
         return torch.stack([self._one(column) for column in vectors.unbind(1)], dim=1)
 
     def _one(self, vector: Tensor) -> Tensor:
-        vector = vector.detach().to(dtype=self.dtype, device=self.device)
+        try:
+            image = self._local(vector.detach().to(dtype=self.dtype, device=self.device))
+        except Exception:
+            self._give_up()
+            raise
+        self.products += 1
+        return self.layout.mean(image)
+
+    def _local(self, vector: Tensor) -> Tensor:
+        """Multiply with the curvature of the data of this process."""
         try:
             image = self._product(vector)
         except RuntimeError as error:
@@ -108,8 +126,12 @@ class Curvature:
                 raise
             self._product, self._fallback = self._fallback(error), None
             image = self._product(vector)
-        self.products += 1
-        return self.layout.mean(image.detach())
+        return image.detach()
+
+    def _give_up(self) -> None:
+        """Tell the other replicas to stop, which wait for a vector of this one: by numbers that are none."""
+        if self.layout.group is not None:
+            self.layout.mean(torch.full(self.shape[:1], float("nan"), dtype=self.dtype, device=self.device))
 
 
 @contextmanager
@@ -191,19 +213,24 @@ def hessian(
     layout = Layout.of(model, parameters)
     with undisturbed(model, mode=mode), torch.enable_grad():
         losses = Losses(loss_fn, parameters, batches=batches, weights=weights, seed=seed)
-        if check:
-            losses.check()
+        with layout.together(parameters.device):
+            if check:
+                losses.check()
         chosen = method
         if method == "auto":
             chosen = "difference" if parameters.sharded else "recompute" if losses.several else "reuse"
         if parameters.sharded and chosen != "difference":
             raise DataError(f"hessian: method={method!r} cannot cross the shards of FSDP. Use 'difference'.")
+        if chosen == "difference" and parameters.coarse:
+            raise DataError(_COARSE)
         differences = _Difference(losses, parameters, layout)
         if chosen == "difference":
             yield Curvature(differences, parameters, layout)
             return
 
         def fall_back(error: RuntimeError) -> Product:
+            if parameters.coarse:
+                raise DataError(f"{_COARSE} (A second derivative failed: {_first_line(error)})") from error
             warnings.warn(
                 f"hessian: no second derivative here ({_first_line(error)}); differences of gradients are "
                 f"taken "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowdim.dynamics.parameters import FlatParameters
+from lowdim.errors import DataError
 
 __all__ = ["Layout"]
 
@@ -43,8 +46,14 @@ class Layout:
         Returns
         -------
         Layout
+
+        Raises
+        ------
+        DataError
+            If some parameters are in shards and some are not.
         """
         if parameters.sharded:
+            _check_shards(parameters)
             meshes = [t.device_mesh for t in parameters.tensors if hasattr(t, "device_mesh")]
             # One dimension: that of fully_shard. On a mesh of two (hybrid), replicas would be summed twice.
             return cls(meshes[0].get_group(meshes[0].ndim - 1), sharded=True)
@@ -109,6 +118,40 @@ class Layout:
         dist.broadcast(word, src=dist.get_global_rank(self.group, 0), group=self.group)
         return bool(word.item())
 
+    @contextmanager
+    def together(self, device: torch.device) -> Iterator[None]:
+        """Fail in all processes if one fails inside: those who go on would wait for it for ever.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where the processes talk.
+
+        Yields
+        ------
+        None
+
+        Raises
+        ------
+        DataError
+            If another process has failed.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        if self.group is not None:
+            word = torch.tensor([int(failure is not None)], device=device)
+            dist.all_reduce(word, group=self.group)
+            if failure is None and bool(word.item()):
+                raise DataError(
+                    "dynamics: the loss of another process cannot be used; what is wrong is said there. Look "
+                    "at its output."
+                )
+        if failure is not None:
+            raise failure
+
     def seed(self, seed: int) -> int:
         """Return the seed of this process: the same for replicas, another one for each shard.
 
@@ -122,3 +165,15 @@ class Layout:
         int
         """
         return seed + (dist.get_rank(self.group) if self.group is not None and self.sharded else 0)
+
+
+def _check_shards(parameters: FlatParameters) -> None:
+    """Refuse copies among the shards: sums over the processes would count them several times."""
+    for name, tensor in zip(parameters.names, parameters.tensors, strict=True):
+        places: Any = getattr(tensor, "placements", ())
+        if not places or not places[-1].is_shard() or any(place.is_shard() for place in places[:-1]):
+            how = f"lies as {tuple(places)}" if places else "is a copy in each process"
+            raise DataError(
+                f"dynamics: {name} {how}, while others are in shards along the last dimension of the mesh "
+                f"(FSDP2). Leave out with select= what tensor parallelism or ignored_params= put elsewhere."
+            )

@@ -15,7 +15,7 @@ from lowdim.dynamics.curvature import Curvature
 from lowdim.dynamics.distributed import Layout
 from lowdim.dynamics.gradients import Losses
 from lowdim.dynamics.parameters import FlatParameters, Select
-from lowdim.dynamics.undisturbed import Mode, undisturbed
+from lowdim.dynamics.undisturbed import Mode, reseed, undisturbed
 from lowdim.errors import DataError, ShapeError
 
 __all__ = ["CrossEntropy", "SplitLoss", "gauss_newton"]
@@ -164,10 +164,12 @@ def gauss_newton(
     layout = Layout.of(model, parameters)
     with undisturbed(model, mode=mode), torch.enable_grad():
         losses = Losses(loss, parameters, seed=seed)
-        if check:
-            losses.check()
-        torch.manual_seed(seed)
-        yield Curvature(_Product(loss, parameters), parameters, layout)
+        with layout.together(parameters.device):
+            if check:
+                losses.check()
+            reseed(seed)
+            product = _Product(loss, parameters)
+        yield Curvature(product, parameters, layout)
 
 
 class _Product:

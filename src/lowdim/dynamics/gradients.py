@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowdim.dynamics.parameters import FlatParameters
 from lowdim.dynamics.shards import local
+from lowdim.dynamics.undisturbed import reseed
 from lowdim.errors import DataError
 
 __all__ = ["LossFn", "Losses", "Part"]
@@ -105,7 +106,7 @@ class Losses:
         DataError
             If it is no scalar, or does not depend on the parameters.
         """
-        torch.manual_seed(self._seed)
+        reseed(self._seed)
         loss = part.evaluate()
         loss = getattr(loss, "loss", loss)  # the outputs of transformers
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
@@ -151,7 +152,7 @@ class Losses:
     def _sum(self) -> float:
         total = 0.0
         for part in self.parts:
-            torch.manual_seed(self._seed)
+            reseed(self._seed)
             loss = part.evaluate()
             loss = getattr(loss, "loss", loss)
             if not isinstance(loss, Tensor) or loss.numel() != 1:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowdim.dynamics.balance import declared_chains, find_chains
+from lowdim.dynamics.door import check_counts, check_options, names
 from lowdim.dynamics.oscillation import EdgeDetector
 from lowdim.dynamics.parameters import FlatParameters, Select
 from lowdim.dynamics.probes import (
@@ -25,7 +26,7 @@ from lowdim.dynamics.probes import (
 from lowdim.dynamics.sinks import as_sinks
 from lowdim.dynamics.sketch import ParameterSketch
 from lowdim.dynamics.spectra import LIMIT
-from lowdim.dynamics.thresholds import stability
+from lowdim.dynamics.thresholds import stability, trained_by
 from lowdim.dynamics.tracker import SharpnessTracker
 from lowdim.dynamics.training import Training, learning_rate
 from lowdim.errors import DataError, LowdimWarning
@@ -144,15 +145,16 @@ class Monitor:
         curvature: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        _check_counts(every=every, average=average, rank_limit=rank_limit, drift_rank=drift_rank)
-        self.probes = _names("probes", probes, PROBES)
-        self._rank_of = _names("rank_of", rank_of, tuple(RankProbe._SUFFIX))
+        check_counts(every=every, average=average, rank_limit=rank_limit, drift_rank=drift_rank)
+        self.probes = names("probes", probes, PROBES)
+        self._rank_of = names("rank_of", rank_of, tuple(RankProbe._SUFFIX))
         if loss_fn is not None and not callable(loss_fn):
             raise DataError(
                 f"Monitor: loss_fn is a {type(loss_fn).__name__}, expected a function that returns the loss "
                 f"on a fixed batch."
             )
-        FlatParameters.of(model, select=select)
+        FlatParameters.of(model, select=select, among=trained_by(optimizer))
+        check_options(curvature or {})
         found = find_chains(model) if chains is None else declared_chains(model, chains)
         self.model = model
         self.loss_fn = loss_fn
@@ -371,8 +373,7 @@ class Monitor:
                 return SharpnessProbe(tracker)
             return None
         if name == "oscillation":
-            seed = training.layout.seed(self._seed)
-            sketch = ParameterSketch(training.parameters.tensors, seed=seed)
+            sketch = self._sketch(training)
             return OscillationProbe(sketch, average=self._average, detector=self._detector)
         if name == "rank":
             vectors = self._drift_rank if "drift" in self.probes else 0
@@ -380,6 +381,17 @@ class Monitor:
         if name == "drift":
             return DriftProbe(rank=self._drift_rank, limit=self._rank_limit)
         return BalanceProbe(self._chains)
+
+    def _sketch(self, training: Training) -> ParameterSketch:
+        return ParameterSketch(training.parameters.tensors, seed=training.layout.seed(self._seed))
+
+    def _follow(self, training: Training) -> None:
+        """Go on with other parameters where layers were frozen or thawed since the last report."""
+        with self.caught("parameters"):
+            if training.follow(self.optimizer, self._select):
+                for probe in self._active:
+                    if isinstance(probe, OscillationProbe):
+                        probe.turn_to(self._sketch(training), training)
 
     def _open(self, training: Training, *, last: bool = False) -> None:
         """Tell the sinks what is trained, as soon as the optimizer can say what it bears."""
@@ -405,6 +417,7 @@ class Monitor:
     def _report(self, training: Training, began: float) -> dict[str, float]:
         if not self._opened:
             self._open(training, last=True)
+        self._follow(training)
         training.spectra.clear()
         metrics: dict[str, Any] = {}
         total, count = self._losses
@@ -424,19 +437,3 @@ class Monitor:
             with self.caught("sink"):
                 sink(self._step, self.last)
         return self.last
-
-
-def _names(option: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Check a choice of names, and put it in order."""
-    given = (given,) if isinstance(given, str) else tuple(given)
-    unknown = [name for name in given if name not in known]
-    if unknown or not given:
-        got = f"{unknown[0]!r} is unknown" if unknown else "there is none"
-        raise DataError(f"Monitor: {option}: {got}. Use some of {', '.join(known)}.")
-    return tuple(name for name in known if name in given)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"Monitor: {name}={value!r} is no positive integer.")

@@ -42,7 +42,12 @@ class FlatParameters:
 
     @classmethod
     def of(
-        cls, model: nn.Module, *, select: Select = None, among: Iterable[Tensor] | None = None
+        cls,
+        model: nn.Module,
+        *,
+        select: Select = None,
+        among: Iterable[Tensor] | None = None,
+        quiet: bool = False,
     ) -> FlatParameters:
         """Take the trainable floating-point parameters of a network.
 
@@ -54,6 +59,8 @@ class FlatParameters:
             A regular expression that is searched in the names, or a function of the name.
         among : iterable of Tensor, optional
             Only parameters that are in it, such as those of an optimizer.
+        quiet : bool
+            Do not warn of parameters that are left out: that was said before.
 
         Returns
         -------
@@ -62,7 +69,8 @@ class FlatParameters:
         Raises
         ------
         DataError
-            If nothing is left, or DeepSpeed has taken the parameters apart.
+            If nothing is left, parameters have no numbers yet (lazy modules, the device "meta"), or DeepSpeed
+            has taken them apart.
         """
         if not isinstance(model, nn.Module):
             raise DataError(f"dynamics: got a {type(model).__name__}, expected a torch.nn.Module.")
@@ -79,11 +87,17 @@ class FlatParameters:
                 )
             if not wanted(name) or (allowed is not None and id(parameter) not in allowed):
                 continue
+            if nn.parameter.is_lazy(parameter) or parameter.is_meta:
+                raise DataError(
+                    f"dynamics: {name} has no numbers yet: it is "
+                    + ("on the device 'meta'" if parameter.is_meta else "of a lazy module")
+                    + ". Materialize the network first (to_empty and load it, or one forward pass)."
+                )
             if not parameter.is_floating_point() or parameter.element_size() < 2:
                 coarse.append(name)
-            elif parameter.requires_grad:
+            elif parameter.requires_grad and parameter.numel():
                 chosen.append((name, parameter))
-        if coarse:
+        if coarse and not quiet:
             shown = ", ".join(coarse[:3]) + (f" and {len(coarse) - 3} more" if len(coarse) > 3 else "")
             warnings.warn(
                 f"dynamics: {shown}: integers, complex numbers or 8-bit floats have no curvature here and "
@@ -118,9 +132,27 @@ class FlatParameters:
         return local(self.tensors[0]).device
 
     @property
+    def coarse(self) -> bool:
+        """Whether one is of half precision, too coarse for differences of gradients."""
+        return any(tensor.element_size() < 4 for tensor in self.tensors)
+
+    @property
     def sharded(self) -> bool:
         """Whether this process holds only a part of them."""
         return any(is_sharded(tensor) for tensor in self.tensors)
+
+    def same(self, other: FlatParameters) -> bool:
+        """Whether these are the same tensors.
+
+        Parameters
+        ----------
+        other : FlatParameters
+
+        Returns
+        -------
+        bool
+        """
+        return [id(tensor) for tensor in self.tensors] == [id(tensor) for tensor in other.tensors]
 
     def flat(self, values: Sequence[Tensor | None]) -> Tensor:
         """Lay tensors of the parameters' shapes end to end; None stands for zeros.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from typing import Any, Protocol
 
 import torch
@@ -76,6 +76,12 @@ class SharpnessProbe:
     def measure(self, training: Training) -> dict[str, float]:
         """Look once; all processes take part."""
         look = self.tracker.measure()
+        if not isfinite(look.value):
+            training.warn(
+                "sharpness is not finite",
+                f"the sharpness at step {training.step} is not a number, and perhaps later ones: a product "
+                f"with the Hessian was not finite. The training has diverged, or the probe batch overflows.",
+            )
         found = {"dyn/sharpness": look.value, "dyn/lowest_curvature": look.lowest, "dyn/hvps": look.products}
         if look.threshold is not None:
             found |= {"dyn/threshold": look.threshold, "dyn/sharpness_ratio": look.ratio}
@@ -125,6 +131,12 @@ class OscillationProbe:
         self._step = training.step
         if len(self._fresh) >= FRESH:
             self.settle(training)
+
+    def turn_to(self, sketch: ParameterSketch, training: Training) -> None:
+        """Go on with another sketch, of other parameters: its states have nothing to do with the last."""
+        self.settle(training)
+        self.sketch = sketch
+        self._states = self._states[:0]
 
     def settle(self, training: Training) -> None:
         """Look at the sketches that wait; all processes take part if parameters are sharded."""
@@ -189,13 +201,14 @@ class RankProbe:
         self.of = tuple(of)
         self.vectors = vectors
         self.limit = limit
-        self._before: tuple[int, list[Tensor]] | None = None
+        self._before: tuple[int, dict[str, Tensor]] | None = None
 
     @torch.no_grad()
     def watch(self, training: Training) -> None:
         """Keep the weights of one step before a report, if updates are looked at."""
         if "update" in self.of and (training.step + 1) % training.every == 0:
-            copies = [tensor.detach().clone() for tensor in training.parameters.tensors if tensor.ndim > 1]
+            pairs = zip(training.names, training.parameters.tensors, strict=True)
+            copies = {name: tensor.detach().clone() for name, tensor in pairs if tensor.ndim > 1}
             self._before = (training.step, copies)
 
     @torch.no_grad()
@@ -229,11 +242,10 @@ class RankProbe:
         if self._before is None or self._before[0] != training.step - 1:
             return {}
         found: dict[str, float] = {}
-        tensors = [
-            (n, t) for n, t in zip(training.names, training.parameters.tensors, strict=True) if t.ndim > 1
-        ]
-        for (name, tensor), before in zip(tensors, self._before[1], strict=True):
-            matrix = as_matrix(gathered(tensor.detach() - before))
+        for name, tensor in zip(training.names, training.parameters.tensors, strict=True):
+            if name not in self._before[1]:
+                continue
+            matrix = as_matrix(gathered(tensor.detach() - self._before[1][name]))
             if matrix is not None and training.writes:
                 found |= self._ranks(name, matrix, "update", training)
         self._before = None
@@ -258,7 +270,7 @@ class RankProbe:
 
 
 class DriftProbe:
-    """How far the leading singular subspaces of every weight have turned since the first step.
+    """How far the leading singular subspaces of every weight have turned since it was first looked at.
 
     Parameters
     ----------
@@ -285,6 +297,8 @@ class DriftProbe:
         """Return the largest angles in degrees."""
         found = {}
         for name, _, matrix in training.matrices():
+            if self._reference is not None and name not in self._reference:
+                self._reference[name] = self._look(name, matrix)  # trained from now on
             then = (self._reference or {}).get(name)
             if then is not None:
                 # The rank probe has been there, and left its singular vectors.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from time import perf_counter
 from typing import Any, Literal, cast, get_args
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lowdim.algebra.seeds import gaussian
 from lowdim.dynamics.curvature import Curvature, Method, hessian
-from lowdim.dynamics.distributed import Layout
+from lowdim.dynamics.foreign import Foreign
 from lowdim.dynamics.gauss_newton import SplitLoss, gauss_newton
 from lowdim.dynamics.gradients import LossFn
 from lowdim.dynamics.lanczos import Top, climb
 from lowdim.dynamics.parameters import FlatParameters, Select
-from lowdim.dynamics.thresholds import Stability, stability
+from lowdim.dynamics.thresholds import Stability, stability, trained_by
 from lowdim.dynamics.undisturbed import Mode
 from lowdim.errors import DataError, RankError
 
@@ -177,10 +177,8 @@ class SharpnessTracker:
             raise DataError("sharpness: operator='ggn' needs loss_fn=SplitLoss(outputs, criterion).")
         if operator == "ggn" and batches is not None:
             raise DataError("sharpness: operator='ggn' takes one batch, in the outputs of its SplitLoss.")
-        among = None
-        if optimizer is not None:
-            among = [p for group in optimizer.param_groups for p in group["params"]]
-        self.parameters = FlatParameters.of(model, select=select, among=among)
+        self._select = select
+        self.parameters = FlatParameters.of(model, select=select, among=trained_by(optimizer))
         if count > self.parameters.size and not self.parameters.sharded:
             raise RankError(f"sharpness: count={count} of {self.parameters.size} eigenvalues is impossible.")
         self.optimizer = optimizer
@@ -195,7 +193,7 @@ class SharpnessTracker:
         self._climb: dict[str, Any] = {"count": count, "steps": steps, "basis_size": basis_size}
         self._tol = tol
         self._cold_every = cold_every
-        self._looks = 0
+        self._looks, self._checked = 0, False
         self._last: dict[str, Tensor] = {} if start is None else {"scaled": start}
 
     def measure(self) -> Sharpness:
@@ -211,15 +209,20 @@ class SharpnessTracker:
             If the loss cannot be used, or the optimizer has no known threshold.
         """
         began = perf_counter()
+        self._follow()
         limit = None if self.optimizer is None else stability(self.optimizer, self.parameters)
-        with self._opened() as curvature:
-            top = self._look("scaled", _scaled(curvature, limit))
-            raw = None
-            products = top.products
-            if self._raw and limit is not None and limit.scale is not None:
-                plain = self._look("raw", curvature)
-                raw, products = float(plain.values[0]), products + plain.products
-        self._looks += 1
+        try:
+            with self._opened() as curvature:
+                self._checked = True
+                top = self._look("scaled", _scaled(curvature, limit))
+                raw = None
+                products = top.products
+                if self._raw and top.finite and limit is not None and limit.scale is not None:
+                    plain = self._look("raw", curvature)
+                    raw, products = float(plain.values[0]), products + plain.products
+        finally:
+            # Also where this process alone failed: the start vectors of all are made from it.
+            self._looks += 1
         value = float(top.values[0])
         return Sharpness(
             value=value,
@@ -238,13 +241,22 @@ class SharpnessTracker:
             rule="" if limit is None else limit.rule,
         )
 
+    def _follow(self) -> None:
+        """Look at what is trained now: layers may have been frozen or thawed since."""
+        now = FlatParameters.of(
+            self._model, select=self._select, among=trained_by(self.optimizer), quiet=True
+        )
+        if not now.same(self.parameters):
+            self.parameters = now
+            self._last = {}
+
     @contextmanager
     def _opened(self) -> Iterator[Curvature]:
         # That the loss is the same each time is looked at once; it costs two evaluations.
         shared: dict[str, Any] = {
             "parameters": self.parameters,
             "mode": self._mode,
-            "check": self._looks == 0,
+            "check": not self._checked,
             "seed": self._seed,
         }
         if self._operator == "ggn":
@@ -334,7 +346,7 @@ def _of_map(
             f"at least "
             f"as large."
         )
-    curvature = _Given(given)
+    curvature = Foreign(given)
     first = _start(start, curvature, seed=seed)
     top = climb(curvature, first, count=count, tol=tol, steps=steps, basis_size=basis_size)
     return Sharpness(
@@ -348,20 +360,6 @@ def _of_map(
         residual=top.residual,
         seconds=perf_counter() - began,
     )
-
-
-class _Given:
-    """A map of another library, on one process."""
-
-    def __init__(self, given: Any) -> None:
-        self._given = given
-        self.layout = Layout()
-        self.shape = tuple(given.shape)
-        self.dtype = getattr(given, "dtype", torch.get_default_dtype())
-        self.device = torch.device(getattr(given, "device", "cpu"))
-
-    def __matmul__(self, vector: Tensor) -> Tensor:
-        return (self._given @ vector).detach()
 
 
 class _Scaled:
@@ -418,9 +416,12 @@ def _gradient(curvature: Any) -> Tensor | float:
 
 
 def _check(*, count: int, tol: float, steps: int, cold_every: int) -> None:
+    for name, value in (("count", count), ("steps", steps), ("cold_every", cold_every)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DataError(f"sharpness: {name}={value!r}, expected an integer.")
     if count < 1:
         raise RankError(f"sharpness: count={count}, expected at least 1.")
-    if not tol > 0:
+    if not 0 < tol < inf:
         raise DataError(f"sharpness: tol={tol}, expected a positive relative increment such as 1e-3.")
     if steps < count + 1:
         raise DataError(

@@ -15,7 +15,7 @@ from lowdim.dynamics.distributed import Layout
 from lowdim.dynamics.parameters import FlatParameters, Select
 from lowdim.dynamics.shards import gathered
 from lowdim.dynamics.spectra import Spectrum, as_matrix
-from lowdim.dynamics.thresholds import Stability
+from lowdim.dynamics.thresholds import Stability, trained_by
 
 __all__ = ["Training", "learning_rate"]
 
@@ -92,10 +92,7 @@ class Training:
         -------
         Training
         """
-        among = None
-        if optimizer is not None:
-            among = [p for group in optimizer.param_groups for p in group["params"]]
-        parameters = FlatParameters.of(model, select=select, among=among)
+        parameters = FlatParameters.of(model, select=select, among=trained_by(optimizer), quiet=True)
         alone = not (dist.is_available() and dist.is_initialized())
         return cls(
             model,
@@ -106,6 +103,25 @@ class Training:
             warn,
             writes=alone or dist.get_rank() == 0,
         )
+
+    def follow(self, optimizer: torch.optim.Optimizer | None, select: Select) -> bool:
+        """Look at what is trained now, and return whether layers were frozen or thawed since.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer or None
+        select : str or callable, optional
+
+        Returns
+        -------
+        bool
+        """
+        now = FlatParameters.of(self.model, select=select, among=trained_by(optimizer), quiet=True)
+        if now.same(self.parameters):
+            return False
+        self.parameters = now
+        self.names = tuple(_plain(name) for name in now.names)
+        return True
 
     def header(self, optimizer: torch.optim.Optimizer | None, limit: Stability | None) -> dict[str, Any]:
         """Say what is trained; all processes take part.

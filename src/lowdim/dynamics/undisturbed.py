@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lowdim.errors import DataError
 
-__all__ = ["Mode", "undisturbed"]
+__all__ = ["Mode", "reseed", "undisturbed"]
 
 Mode = Literal["eval", "batch-norm", "train"]
-"""What the network does meanwhile: as in use, as in use but with the statistics of the batch, or as in "
-"training."""
+"""What the network does meanwhile: as in use, as in use but with the statistics of the batch, or as in
+training."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def undisturbed(model: nn.Module, *, mode: Mode = "eval") -> Iterator[None]:
     if mode not in get_args(Mode):
         raise DataError(f"dynamics: mode={mode!r}, expected one of {', '.join(get_args(Mode))}.")
     with ExitStack() as stack:
-        stack.enter_context(_random_numbers(model))
+        stack.enter_context(_random_numbers())
         stack.enter_context(_buffers(model))
         stack.enter_context(_gradients(model))
         stack.enter_context(_flags(model, mode))
@@ -71,9 +71,24 @@ def undisturbed(model: nn.Module, *, mode: Mode = "eval") -> Iterator[None]:
         yield
 
 
+def reseed(seed: int) -> None:
+    """Seed the random numbers that `undisturbed` puts back, and no others.
+
+    ``torch.manual_seed`` would also leave a seed for the GPUs of a process that uses none yet.
+
+    Parameters
+    ----------
+    seed : int
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 @contextmanager
-def _random_numbers(model: nn.Module) -> Iterator[None]:
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def _random_numbers() -> Iterator[None]:
+    # All devices, not those of the network: data may be made on another one, and `reseed` reaches them all.
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's loss may draw from it
     try:
         with torch.random.fork_rng(devices=devices):
@@ -85,21 +100,20 @@ def _random_numbers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _buffers(model: nn.Module) -> Iterator[None]:
-    held = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
+    before = [(module, dict(module._buffers)) for module in model.modules()]
+    held = [(b, b.clone()) for _, buffers in before for b in buffers.values() if b is not None]
     try:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, copy in held:
+            for buffer, copy in held:
                 # Always: batch normalization does not count its changes. Not counting ours leaves graphs
                 # valid.
                 buffer.data.copy_(copy)
-                module._buffers[name] = buffer
+        for module, buffers in before:
+            # A forward pass may have put others in their place, or filled a cache.
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 @contextmanager

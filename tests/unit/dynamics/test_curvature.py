@@ -405,3 +405,66 @@ def test_optimizer_steps_in_backward_are_not_set_off():
     with hessian(layer, lambda: layer(torch.eye(2)).square().mean(), method="difference") as H:
         H @ torch.ones(3)
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_differences_of_half_precision_are_refused(dtype):
+    """They would be wrong by a tenth and more: moves of a thousandth are lost in the rounding."""
+    model = network(dtype=dtype)
+    x, _ = data(dtype)
+
+    def loss():
+        return model(x).float().square().mean()
+
+    with pytest.raises(DataError, match="float32"), hessian(model, loss, method="difference"):
+        pass
+    compiled = torch.compile(model, backend="aot_eager")
+    without = hessian(model, lambda: compiled(x).float().square().mean())
+    with without as H, pytest.raises(DataError, match="float32"):
+        H @ torch.ones(H.shape[0])
+    with hessian(model, loss) as H:
+        assert (H @ torch.ones(H.shape[0])).isfinite().all()
+
+
+def test_parameters_without_numbers_are_refused():
+    with pytest.raises(DataError, match="meta"):
+        FlatParameters.of(nn.Linear(3, 2, device="meta"))
+    with pytest.raises(DataError, match="lazy"):
+        FlatParameters.of(nn.LazyLinear(2))
+    empty = nn.Module()
+    empty.none = nn.Parameter(torch.zeros(0, 3))
+    with pytest.raises(DataError, match="no parameter"):
+        FlatParameters.of(empty)
+
+
+class Caching(nn.Module):
+    """Fills one buffer and makes another, at the first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("cache", None)
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = torch.full((2,), float(len(x)))
+            self.register_buffer("late", torch.ones(2))
+        return self.layer(x) * self.cache
+
+
+def test_caches_are_as_empty_as_before():
+    model = Caching()
+    x, y = data(torch.float32)
+    with hessian(model, lambda: nn.functional.cross_entropy(model(x), y)) as H:
+        _ = H @ torch.ones(8)
+    assert model.cache is None
+    assert not hasattr(model, "late")
+
+
+def test_no_seed_is_left_for_a_gpu_that_is_not_used_yet():
+    model, (x, y) = network(), data()
+    left = torch.cuda._lazy_seed_tracker.get_calls
+    before = left()
+    with hessian(model, lambda: nn.functional.cross_entropy(model(x), y)) as H:
+        _ = H @ torch.ones(H.shape[0])
+    assert left() == before

@@ -11,6 +11,7 @@ from lowdim.dynamics.frozen import freeze
 from lowdim.dynamics.monitor import Monitor
 from lowdim.dynamics.oscillation import EdgeDetector
 from lowdim.dynamics.sinks import Memory
+from lowdim.dynamics.tracker import sharpness
 from lowdim.errors import DataError, LowdimWarning, ShapeError
 
 
@@ -279,3 +280,59 @@ def test_freeze_takes_a_copy_of_the_first_samples():
         freeze(batch, share=0)
     with pytest.raises(DataError, match="no batch"):
         freeze("text")
+
+
+def test_layers_that_are_thawed_are_watched_from_then_on():
+    model, _, loss_fn = setting()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.05)
+    memory = Memory()
+    monitor = Monitor(
+        *(model, loss_fn),
+        optimizer=optimizer,
+        every=20,
+        sink=memory,
+        rank_of=("weight", "update"),
+        strict=True,
+    )
+    train(model, optimizer, loss_fn, monitor, 20)
+    model[0].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.2})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(model, optimizer, loss_fn, monitor, 40)
+    head, thawed, later = (report for _, report in memory.reports)
+    assert "dyn/erank/0.weight" not in head
+    assert thawed["dyn/drift_deg/0.weight"] < 1e-3 < later["dyn/drift_deg/0.weight"]
+    assert later["dyn/erank_update/0.weight"] > 0
+    assert later["dyn/threshold"] == pytest.approx(10)
+    assert "dyn/period" not in thawed  # states of other parameters are no states of these
+    assert later["dyn/alternation"] < -0.5
+    assert later["dyn/sharpness_ratio"] == pytest.approx(
+        sharpness(model, loss_fn, optimizer=optimizer).ratio, rel=1e-2
+    )
+
+
+def test_a_sharpness_that_is_no_number_is_explained():
+    model, optimizer, loss_fn = setting()
+    scale = [1.0]
+    monitor = Monitor(model, lambda: scale[0] * loss_fn(), optimizer=optimizer, every=1)
+    monitor.step()
+    scale[0] = math.inf
+    with pytest.warns(LowdimWarning, match="sharpness at step 2 is not a number"):
+        assert math.isnan(monitor.step()["dyn/sharpness"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"optimizer": "sgd"}, "optimizer is a str"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)}, "in the optimizer"),
+        ({"curvature": {"metod": "reuse"}}, "'metod'"),
+        ({"curvature": {"batches": []}}, "'batches'"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_the_door(options, told):
+    model, _, loss_fn = setting()
+    with pytest.raises(DataError, match=told):
+        Monitor(model, loss_fn, **options)

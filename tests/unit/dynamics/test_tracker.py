@@ -209,3 +209,43 @@ def test_what_is_neither_network_nor_matrix_is_refused():
         sharpness(nn.Linear(2, 1))
     with pytest.raises(RankError, match="square"):
         sharpness(torch.zeros(3, 4))
+
+
+def test_matrices_of_numpy_and_scipy():
+    from scipy.sparse import diags
+    from scipy.sparse.linalg import aslinearoperator
+
+    matrix = np.diag([1.0, 5.0, 2.0])
+    for given in (matrix, aslinearoperator(matrix), diags([1.0, 5.0, 2.0], format="csr")):
+        found = sharpness(given)
+        assert found.value == pytest.approx(5)
+        assert found.vectors.abs()[:, 0].argmax() == 1
+
+
+@pytest.mark.parametrize("given", [torch.eye(3, dtype=torch.int64), np.eye(3, dtype=complex)])
+def test_matrices_of_other_numbers_are_refused(given):
+    with pytest.raises(DataError, match="real floating-point"):
+        sharpness(given)
+
+
+@pytest.mark.parametrize("option", [{"count": 1.0}, {"steps": 5.5}, {"tol": float("inf")}, {"tol": 0.0}])
+def test_options_of_another_kind_are_refused(option):
+    with pytest.raises(DataError, match=next(iter(option))):
+        sharpness(torch.eye(3), **option)
+
+
+def test_layers_that_are_thawed_and_frozen_are_followed():
+    model = perceptron()
+    loss = squared(model, 50)
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    tracker = SharpnessTracker(model, loss, optimizer=optimizer)
+    head = tracker.measure()
+    model[0].requires_grad_(True)
+    optimizer.add_param_group({"params": list(model[0].parameters()), "lr": 0.4})
+    whole = tracker.measure()
+    assert whole.ratio > 1.2 * head.ratio
+    assert whole.ratio == pytest.approx(sharpness(model, loss, optimizer=optimizer).ratio, rel=1e-2)
+    assert whole.vectors.shape[0] == sum(p.numel() for p in model.parameters())
+    model[0].requires_grad_(False)
+    assert tracker.measure().vectors.shape[0] == head.vectors.shape[0]
