@@ -243,6 +243,8 @@ def test_a_saved_mixture_is_a_prior(folder, tmp_path):
     report = json.loads(call(*line, "--json").stdout)
     assert report["prior"] == "mixture"
     assert report["operator"] == {"name": "blur", "std": 0.7}
+    quiet = json.loads(call(*line, "--json", "--solver", "dcdp-without-noise:steps=6").stdout)["solvers"][0]
+    assert (quiet["network_calls"], quiet["settings"]["noise"]) == (6, 0)
     refused = told(call(*line, "--solver", "resample", code=2))
     assert "resample needs a latent prior" in refused
 
@@ -256,7 +258,7 @@ def test_a_saved_mixture_is_a_prior(folder, tmp_path):
         (("--operator", "inpaint", "--missing", "1.5"), "missing=1.5 must be in [0, 1)"),
         (("--scale", "3"), "cannot be cut into blocks of 3"),
         (("--sigma", "-1"), "sigma=-1.0 must be a number >= 0"),
-        (("--solver", "magic"), "'magic' is unknown. Use one of dcdp, resample, dps"),
+        (("--solver", "magic"), "'magic' is unknown. Use one of dcdp, dcdp-without-noise, resample, dps"),
         (("--solver", "dps:steps"), "--solver dps:steps: expected NAME:OPTION=VALUE"),
         (("--solver", "dps:colour=blue"), "does not take these options"),
         (("--solver", "dps", "--solver", "dps"), "--solver dps is there twice"),

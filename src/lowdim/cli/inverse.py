@@ -141,8 +141,8 @@ SolverOption = Annotated[
     typer.Option(
         "--solver",
         metavar="NAME[:OPTION=VALUE,...]",
-        help="dcdp, dps or (of latent priors) resample, with options as in dps:steps=100. Repeat it to "
-        "compare.",
+        help="dcdp, dcdp-without-noise, dps; of latent priors resample; of deepinv ddrm, diffpir, tv, pinv. "
+        "With options as in dps:steps=100 or tv:weight=0.05. Repeat it to compare.",
         show_default=False,
         rich_help_panel=WORK,
     ),

@@ -23,7 +23,7 @@ __all__ = ["SOLVERS", "chosen_prior", "chosen_solvers"]
 BASELINES = {"ddrm": "DDRM", "diffpir": "DiffPIR", "tv": "TotalVariation", "pinv": "PseudoInverse"}
 """Those of deepinv."""
 
-SOLVERS = ("dcdp", "resample", "dps", *BASELINES)
+SOLVERS = ("dcdp", "dcdp-without-noise", "resample", "dps", *BASELINES)
 """Solvers by name; of a latent prior "dcdp" is `LatentDCDP` and "dps" is `LatentDPS`."""
 
 BUILTIN = ("builtin", "builtin-latent")
@@ -119,6 +119,7 @@ def _solver(name: str, options: Any, prior: Prior) -> Any:
     latent = isinstance(prior, LatentPrior)
     known: dict[str, Any] = {
         "dcdp": LatentDCDP if latent else DCDP,
+        "dcdp-without-noise": DCDP.without_noise,
         "dps": LatentDPS if latent else DPS,
         "resample": ReSample,
     }
@@ -134,11 +135,11 @@ def _solver(name: str, options: Any, prior: Prior) -> Any:
             "solvers: resample needs a latent prior (a pipeline with a vae), and this one is of images. Use "
             "dcdp or dps."
         )
-    if latent and kind in ("ddrm", "diffpir"):
+    if latent and kind in ("dcdp-without-noise", "ddrm", "diffpir"):
         raise DataError(f"solvers: {kind} needs a prior of images, and this one is of latents. Use dcdp.")
     try:
         return known[kind](**options) if kind in ("tv", "pinv") else known[kind](prior, **options)
     except TypeError as error:
         raise DataError(
-            f"solvers: {name} does not take these options ({error}). See help({known[kind].__name__})."
+            f"solvers: {name} does not take these options ({error}). See help({known[kind].__qualname__})."
         ) from error

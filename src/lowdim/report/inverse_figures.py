@@ -30,7 +30,16 @@ __all__ = [
     "residuals",
 ]
 
-SOLVERS = {"dcdp": "DCDP", "resample": "ReSample", "dps": "DPS", "tv": "TV", "pinv": "pseudo-inverse"}
+SOLVERS = {
+    "dcdp": "DCDP",
+    "dcdp-without-noise": "DCDP without noise",
+    "resample": "ReSample",
+    "dps": "DPS",
+    "ddrm": "DDRM",
+    "diffpir": "DiffPIR",
+    "tv": "TV",
+    "pinv": "pseudo-inverse",
+}
 """Solvers as people read them; what else they are called stands as it is."""
 
 TRUTH, MEASURED = "truth", "measured"
