@@ -29,6 +29,7 @@ ROOMS = [
     "lowdim.dynamics.dln",
     "lowdim.dynamics.flatness",
     "lowdim.incontext",
+    "lowdim.inverse",
     "lowdim.phase",
     "lowdim.regress",
     "lowdim.track",

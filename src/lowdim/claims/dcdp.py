@@ -166,8 +166,8 @@ def without_noise_inpainting(trial: Trial) -> Measurement:
     statement="Share of the gap between DCDP with 20 calls and the exact posterior mean that it closes "
     "with 10 calls, without added noise: the lesser of super-resolution by 4 and deblurring",
     source=TARGET,
-    setting=f"{PATCHES} {METRIC} On photographs the mixture is not the truth, so that the share may exceed "
-    "1; on images drawn from it in the details.",
+    setting=f"{PATCHES} Least over these photographs and 64 images drawn from the mixture, and over the "
+    "mean PSNR and that of the pooled mean square error.",
     at_least=1 / 3,
 )
 def without_noise_gap(trial: Trial) -> Measurement:
@@ -177,8 +177,7 @@ def without_noise_gap(trial: Trial) -> Measurement:
             for metric in ("psnr", "pooled psnr"):
                 start, best, ours = (found[n][metric] for n in ("K=20", "exact", "without noise, 10"))
                 shares[f"{task}{label}, {metric}"] = (ours - start) / (best - start)
-    value = min(shares["sr4, psnr"], shares["blur, psnr"])
-    return Measurement(value, shares, judged=not trial.quick)
+    return Measurement(min(shares.values()), shares, judged=not trial.quick)
 
 
 SAMPLED = (
@@ -300,10 +299,10 @@ def batch(trial: Trial) -> Measurement:
 
 
 CT = (
-    "Six directions, 40 phantoms of 16 x 16 pixels of ellipses, noise 0.01 for ||A|| = 1 and values in "
-    "[-1, 1]; a "
-    "mixture of 20 Gaussians fitted to 6000 others. K = 20 from time 700. Total variation is better than "
-    "all on such images: see the details."
+    "Six directions, 40 phantoms of 16 x 16 pixels of ellipses (a body and two to five inside), noise 0.01 "
+    "for "
+    "||A|| = 1 and values in [-1, 1]; a mixture of 20 Gaussians fitted to 6000 others. K = 20 from time "
+    "700. Total variation is better than all on such images: see the details."
 )
 
 

@@ -135,7 +135,7 @@ def sampled(trial: Trial, task: str) -> dict[str, dict[str, float]]:
 
 
 def phantoms(count: int, seed: int) -> Tensor:
-    """Return 16 x 16 images in [0, 1] of three to six ellipses of one gray value each."""
+    """Return 16 x 16 images in [0, 1]: an elliptic body with two to five ellipses of more or less in it."""
     import torch
 
     g = torch.Generator().manual_seed(seed)
@@ -145,15 +145,16 @@ def phantoms(count: int, seed: int) -> Tensor:
     number = torch.randint(3, 7, (count,), generator=g)
     for k in range(6):
         draw = torch.rand(count, 6, generator=g)[..., None, None]
-        cx, cy = 1.2 * draw[:, 0] - 0.6, 1.2 * draw[:, 1] - 0.6
-        a, b, angle = 0.15 + 0.45 * draw[:, 2], 0.15 + 0.45 * draw[:, 3], torch.pi * draw[:, 4]
-        x, y = (
-            (u - cx) * angle.cos() + (v - cy) * angle.sin(),
-            (v - cy) * angle.cos() - (u - cx) * angle.sin(),
-        )
+        reach, small, large = (0.1, 0.6, 0.9) if k == 0 else (0.9, 0.1, 0.45)
+        cx, cy = reach * (draw[:, 0] - 0.5), reach * (draw[:, 1] - 0.5)
+        a, b = (small + (large - small) * draw[:, n] for n in (2, 3))
+        angle = torch.pi * draw[:, 4]
+        x = (u - cx) * angle.cos() + (v - cy) * angle.sin()
+        y = (v - cy) * angle.cos() - (u - cx) * angle.sin()
         inside = ((x / a) ** 2 + (y / b) ** 2 < 1) & (number > k)[:, None, None]
-        images = torch.where(inside, 0.15 + 0.85 * draw[:, 5], images)
-    return torch.nn.functional.avg_pool2d(images[:, None], 4)
+        value = 0.4 + 0.2 * draw[:, 5] if k == 0 else 0.6 * (draw[:, 5] - 0.5)
+        images = images + inside * value
+    return torch.nn.functional.avg_pool2d(images.clamp(0, 1)[:, None], 4)
 
 
 def tomography(trial: Trial) -> dict[str, float]:

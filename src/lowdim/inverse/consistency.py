@@ -36,6 +36,12 @@ class Consistent(NamedTuple):
     ----------
     x : Tensor, shape (B, C, H, W)
     iterations : Tensor of int, shape (B,)
+
+    Examples
+    --------
+    >>> x, iterations = Consistent(torch.zeros(2, 1, 4, 4), torch.tensor([3, 5]))
+    >>> iterations.tolist()
+    [3, 5]
     """
 
     x: Tensor
@@ -68,6 +74,11 @@ def prox(problem: Problem, z: Tensor, *, rho: float, tol: float = 1e-4, max_iter
     Returns
     -------
     Consistent
+
+    Raises
+    ------
+    DataError
+        If A is nonlinear or rho not > 0.
 
     Examples
     --------
@@ -104,6 +115,17 @@ def pseudo_inverse(problem: Problem, *, tol: float = 1e-4, max_iter: int = 200) 
     Returns
     -------
     Tensor, shape (B, C, H, W)
+
+    Raises
+    ------
+    DataError
+        If A is nonlinear.
+
+    Examples
+    --------
+    >>> from lowdim.inverse import Pooling
+    >>> pseudo_inverse(Problem.of(torch.ones(1, 1, 1, 1), Pooling(2))).flatten().round(decimals=3)
+    tensor([1., 1., 1., 1.])
     """
     operator = problem.operator
     if not operator.linear:

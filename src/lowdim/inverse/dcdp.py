@@ -164,8 +164,8 @@ class DCDP:
         """Return the variant that comes nearest to the posterior mean in few network calls.
 
         Noise that is added before purification makes images likely samples; the mean square error does not
-        need it. Without it, with noise levels that fall from 0.5 to 0.05 by a constant factor, an image
-        trusted to 0.6 of the noise level, and momentum, ten calls are enough.
+        need it. Without it, with noise levels that fall from 0.5 to 0.05 by a constant factor, and with
+        momentum, ten calls are enough.
 
         Parameters
         ----------
@@ -199,7 +199,6 @@ class DCDP:
             "t0": high / len(levels),
             "t_end": low / len(levels),
             "schedule": "geometric",
-            "weight": 0.6,
             "noise": 0.0,
             "momentum": 0.5,
         }

@@ -33,6 +33,11 @@ def gaussian_kernel(std: float, *, size: int | None = None) -> Tensor:
     -------
     Tensor, shape (size, size)
 
+    Raises
+    ------
+    DataError
+        If the deviation is not > 0 or the side is even.
+
     Examples
     --------
     >>> gaussian_kernel(1.5).shape

@@ -32,6 +32,19 @@ class ForwardOperator:
         Of the images that A takes.
     noise_sigma : float, optional
         Standard deviation of the noise in its measurements, where it is known.
+
+    Raises
+    ------
+    DataError
+        If the range is empty.
+
+    Examples
+    --------
+    >>> class Mirror(ForwardOperator):
+    ...     def A(self, x):
+    ...         return x.flip(-1)
+    >>> Mirror(image_shape=(1, 1, 3)).A_adjoint(torch.tensor([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)).flatten()
+    tensor([3., 2., 1.])
     """
 
     #: Whether `prox_l2` needs no iteration.
