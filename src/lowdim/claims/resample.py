@@ -310,22 +310,24 @@ def stopping(trial: Trial) -> Measurement:
 @claim(
     "resample.gauss-newton",
     statement=(
-        "Gauss-Newton fits latents with so small a share of the decoder calls of Adam's official schedule"
+        "Gauss-Newton needs so small a share of the decoder calls of the official schedule, at a PSNR at "
+        "most 0.2 dB lower"
     ),
-    source=OWN + "; the official code fits for up to 500 iterations at rate 5e-3",
+    source=OWN + "; the official code fits by Adam, 500 iterations at rate 5e-3, below 1e-3 for any noise",
     setting=(
-        f"{SATURATED} Official: skip 10, 5 ahead, 500 iterations, rate 5e-3, stop below 1e-3. PSNR in "
-        "the details."
+        f"{SATURATED} Both: a fit every 10th step. Gauss-Newton: tau 0.8, as latents fit a part of the "
+        "noise, too. Official: 5 steps ahead."
     ),
     at_most=1 / 3,
 )
 def gauss_newton(trial: Trial) -> Measurement:
-    ours = experiment(trial, "gn", resample(latent_solver="gn", skip=10), saturated=True)
+    ours = experiment(trial, "gn", resample(latent_solver="gn", skip=10, tau=0.8), saturated=True)
     # Its threshold of 1e-3, whatever the noise, is a tau of 0.05 here.
     schedule = {"skip": 10, "lookahead": 5, "max_iter": (2000, 500), "lr": (1e-2, 5e-3), "tau": 0.05}
     official = experiment(trial, "official", resample(**schedule, pixel_solver="adam"), saturated=True)
     share = ours["decoder_calls"] / official["decoder_calls"]
-    return Measurement(share, {"gauss_newton": ours, "official": official})
+    equal = ours["psnr"] >= official["psnr"] - 0.2
+    return Measurement(share if equal else math.inf, {"gauss_newton": ours, "official": official})
 
 
 @claim(
