@@ -49,14 +49,8 @@ OPTIONS = {
 """Options of operators: what the library calls them, and whose they are."""
 
 COLUMNS = {
-    "psnr": ("PSNR", "{:.2f}"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "lpips": ("LPIPS", "{:.3f}"),
-    "residual": ("Residual", "{:.3g}"),
-    "network_calls": ("Network", "{:,.0f}"),
-    "decoder_calls": ("Decoder", "{:,.0f}"),
-    "iterations": ("Steps", "{:,.0f}"),
-    "seconds": ("Seconds", "{:.3g}"),
+    **{"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "residual": "Residual", "network_calls": "Network"},
+    **{"decoder_calls": "Decoder", "iterations": "Steps", "seconds": "Seconds"},
 }
 """Of the table of solvers: PSNR in dB, residual over sigma^2, and per image calls and steps of optimizers."""
 
@@ -418,6 +412,7 @@ def _show(report: dict[str, Any], output: Path | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from lowdim.report.inverse import MEASURES
     from lowdim.report.inverse_figures import named
 
     out = manners.out
@@ -430,12 +425,12 @@ def _show(report: dict[str, Any], output: Path | None) -> None:
         pad_edge=False,
     )
     # Nobody needs a column of zeros, or one that is empty.
-    shown = {key: told for key, told in COLUMNS.items() if any(one.get(key) for one in report["solvers"])}
+    shown = [key for key in COLUMNS if any(one.get(key) for one in report["solvers"])]
     table.add_column("Solver", overflow="fold")
-    for title, _ in shown.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    for key in shown:
+        table.add_column(COLUMNS[key], justify="right", no_wrap=True)
     for one in report["solvers"]:
-        cells = ["" if one.get(key) is None else form.format(one[key]) for key, (_, form) in shown.items()]
+        cells = ["" if one.get(key) is None else MEASURES[key][1].format(one[key]) for key in shown]
         table.add_row(escape(named(one["name"])), *cells)
     out.print(table)
     out.print()

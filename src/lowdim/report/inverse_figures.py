@@ -44,6 +44,12 @@ SOLVERS = {
 
 TRUTH, MEASURED = "truth", "measured"
 
+IMAGES = {
+    *("blur", "sr", "inpaint", "denoise", "saturate"),
+    *("Inpainting", "CircularBlur", "Pooling", "BlurDecimation"),
+}
+"""Operators whose measurements are images; a sinogram or a spectrum of the same size is none."""
+
 SHOWN, SIDE, CELLS = 6, 768, 96
 """Images on a page at most, their pixels a side at most, and those of a map of errors."""
 
@@ -87,7 +93,7 @@ def layers(result: InverseResult, index: int) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        A measurement that is no image of the same sides (a sinogram) is not in it.
+        A measurement that is no image, such as a sinogram, is not in it.
     """
     span = result.report["value_range"]
     found = {}
@@ -95,7 +101,8 @@ def layers(result: InverseResult, index: int) -> dict[str, str]:
     if result.truth is not None:
         found[TRUTH] = result.truth[index]
     seen = result.measurements[index]
-    if seen.ndim == 3 and not seen.is_complex() and len(seen) == len(first):
+    pictured = (result.report.get("operator") or {}).get("name") in IMAGES
+    if pictured and seen.ndim == 3 and not seen.is_complex() and len(seen) == len(first):
         (h, w), (H, W) = seen.shape[-2:], first.shape[-2:]
         if h * W == w * H and H % h == 0:
             found[MEASURED] = seen

@@ -215,11 +215,11 @@ def test_without_a_truth_measurement_and_reconstruction_are_shown(prior):
 
 
 def test_a_measurement_that_is_no_image_leaves_one_picture_without_a_line(prior):
-    class Means:
+    class Unknown:
         def A(self, x):
-            return x.mean(-1)
+            return x.flip(-1)  # as large as an image
 
-    found = reconstruct(measurement=torch.zeros(1, 1, 4), operator=Means(), sigma=0.1, prior=prior)
+    found = reconstruct(measurement=torch.zeros(1, 1, 4, 4), operator=Unknown(), sigma=0.1, prior=prior)
     assert list(figures.layers(found, 0)) == ["DCDP"]
     html = inverse_page(found.report, result=found).html()
     assert '<figure class="slider">' in html
