@@ -43,7 +43,8 @@ class DCDP:
 
     Each of K steps brings the image into agreement with the data, starting where it is, and purifies it: it
     is noised to time T_k and denoised by the prior. No gradient goes through the network, and with the
-    default purification there are K network calls in all.
+    default purification there are K network calls in all. The defaults are those of the paper but for the
+    data consistency; for the smallest error in fewer calls use `without_noise`.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -127,7 +128,8 @@ class Problem:
             raise DataError(f"{where}: sigma={sigma} must be a number >= 0, in the units of y.")
         shape = (len(data), *_image_shape(A, data, prior, image_shape, x_init, where))
         if A.image_shape is None and not A.closed_form:
-            A.image_shape = shape[1:]  # to pull back through A
+            A = copy.copy(A)  # the user's operator may meet images of another size later
+            A.image_shape = shape[1:]  # to pull back through it
         zero = torch.zeros(shape, device=data.device, dtype=_real(data))
         _try(A, zero, data, where)
         if A.linear and (error := adjoint_error(A, zero)) > ADJOINT_TOLERANCE:

@@ -136,3 +136,12 @@ def test_an_unknown_noise_is_asked_for():
     with pytest.raises(DataError, match="Give sigma="):
         problem.needed_sigma()
     assert Problem.of(torch.ones(1, 1, 2, 2), Pooling(2, noise_sigma=0.3)).sigma == 0.3
+
+
+def test_an_operator_may_meet_images_of_several_sizes():
+    operator = as_operator(lambda x: x[..., ::2], linear=True)
+    for side in (4, 8):
+        x = noise(1, 1, side, side)
+        problem = Problem.of(operator.A(x), operator, sigma=0.1, x_init=x)
+        assert problem.operator.A_adjoint(problem.y).shape == x.shape
+    assert operator.image_shape is None
