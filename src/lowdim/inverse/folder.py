@@ -48,8 +48,8 @@ class InverseResult:
     >>> from lowdim.inverse import GMMPrior, reconstruct
     >>> x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     >>> prior = GMMPrior.fit(2 * x - 1, components=2)
-    >>> result = reconstruct(x[:2], operator={"name": "sr", "factor": 2}, sigma=0.02, prior=prior,
-    solvers="dcdp")
+    >>> sr = {"name": "sr", "factor": 2}
+    >>> result = reconstruct(x[:2], operator=sr, sigma=0.02, prior=prior, solvers="dcdp")
     >>> result.table()[["image", "solver", "network_calls"]].values.tolist()
     [['image-00000', 'dcdp', 20], ['image-00001', 'dcdp', 20]]
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -73,9 +73,10 @@ class Job:
     team: Team
     labels: dict[str, Any]
     run: Run | None = None
-    notes: list[str] = field(default_factory=list)
-    _operators: dict[tuple[int, ...], ForwardOperator] = field(default_factory=dict)
-    _done: dict[tuple[str, int], tuple[dict[str, Tensor], dict[str, Any]]] = field(default_factory=dict)
+    _operators: dict[tuple[int, ...], ForwardOperator] = field(init=False, default_factory=dict)
+    _done: dict[tuple[str, int], tuple[dict[str, Tensor], dict[str, Any]]] = field(
+        init=False, default_factory=dict
+    )
 
     def check(self) -> None:
         """Measure every image once, so that what does not fit is refused before work is spent."""

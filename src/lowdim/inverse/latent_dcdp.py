@@ -70,9 +70,8 @@ class LatentDCDP:
     References
     ----------
     .. [1] Li, Kwon, Liang, Alkhouri, Ravishankar, Qu, "Decoupled Data Consistency via Diffusion
-    Purification",
-       arXiv 2403.06054, and its code. Different here: each image stops at its noise level, and a linear
-       operator is fitted by its proximal map.
+       Purification", arXiv 2403.06054, and its code. Different here: each image stops at its noise level,
+       and a linear operator is fitted by its proximal map.
 
     Examples
     --------

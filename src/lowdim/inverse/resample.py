@@ -110,6 +110,7 @@ def resample_moments(z0: Tensor, zt: Tensor, *, alpha_bar: float, s2: float) -> 
 
     Examples
     --------
+    >>> import torch
     >>> mean, variance = resample_moments(torch.ones(1, 2), torch.zeros(1, 2), alpha_bar=0.64, s2=0.36)
     >>> mean, round(variance, 2)
     (tensor([[0.4000, 0.4000]]), 0.18)
@@ -150,6 +151,7 @@ def resample(z0: Tensor, zt: Tensor, *, alpha_bar: float, s2: float, noise: Tens
 
     Examples
     --------
+    >>> import torch
     >>> z0, zt, n = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
     >>> resample(z0, zt, alpha_bar=0.25, s2=float("inf"), noise=n)
     tensor([[0.5000, 0.5000]])

@@ -84,10 +84,9 @@ class ReSample:
     References
     ----------
     .. [1] Song, Kwon, Zhang, Hu, Qu, Shen, "Solving Inverse Problems with Latent Diffusion Models via Hard
-    Data
-       Consistency", ICLR 2024, arXiv 2307.08123, and its code. Different here: each image stops at its noise
-       level, not a batch at 1e-3; Adam has no weight decay, which would shrink images; a linear operator is
-       fitted by its proximal map; the steps ahead use the alphas of their own times.
+       Data Consistency", ICLR 2024, arXiv 2307.08123, and its code. Different here: each image stops at its
+       noise level, not a batch at 1e-3; Adam has no weight decay, which would shrink images; a linear
+       operator is fitted by its proximal map; the steps ahead use the alphas of their own times.
 
     Examples
     --------
@@ -95,8 +94,8 @@ class ReSample:
     >>> from lowdim.inverse.digits import digits, latent_digits_prior
     >>> x, A = digits("test")[:2], Pooling(2)
     >>> y = A.measure(x, sigma=0.02, seed=0)
-    >>> solver = ReSample(latent_digits_prior(), steps=30, skip=5, lookahead=2, max_iter=(100, 100), lr=(1e-2,
-    2e-2))
+    >>> quick = {"steps": 30, "skip": 5, "lookahead": 2, "max_iter": (100, 100), "lr": (1e-2, 2e-2)}
+    >>> solver = ReSample(latent_digits_prior(), **quick)
     >>> found = solver(y, A, sigma=0.02, seed=0)
     >>> found.image.shape, found.latent.shape, found.network_calls
     (torch.Size([2, 1, 8, 8]), torch.Size([2, 2, 4, 4]), 38)

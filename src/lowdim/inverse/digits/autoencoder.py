@@ -19,6 +19,7 @@ class DigitsAutoencoder(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> coder = DigitsAutoencoder()
     >>> z = coder.encode(torch.zeros(3, 1, 8, 8))
     >>> z.shape, coder.decode(z).shape
