@@ -115,15 +115,8 @@ def _subtitle(report: Mapping[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _best(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the record of the solver nearest to the truth, or of the first where the truth is not known."""
-    known = [one for one in report["solvers"] if one.get("psnr") is not None]
-    best: Mapping[str, Any] = max(known, key=lambda one: one["psnr"]) if known else report["solvers"][0]
-    return best
-
-
 def _cards(report: Mapping[str, Any]) -> list[Card]:
-    best = _best(report)
+    best = figures.best(report)
     who = f"{figures.named(best['name'])}, " if len(report["solvers"]) > 1 else ""
     mean = "mean over images" if len(report["names"]) > 1 else "of the image"
     cards = []
@@ -161,7 +154,7 @@ def _pictures(page: Page, report: Mapping[str, Any], result: InverseResult) -> N
 
 def _title(report: Mapping[str, Any], index: int) -> str:
     name = report["names"][index]
-    best = _best(report)["name"]
+    best = figures.best(report)["name"]
     for row in report.get("rows") or []:
         if row["image"] == name and row["solver"] == best and row.get("psnr") is not None:
             return f"{name}, {row['psnr']:.1f} dB by {figures.named(best)}"

@@ -21,6 +21,7 @@ __all__ = [
     "MEASURED",
     "SOLVERS",
     "TRUTH",
+    "best",
     "chosen",
     "curves",
     "effort",
@@ -66,19 +67,24 @@ def named(solver: str) -> str:
     return ", ".join([SOLVERS.get(kind, kind), *(option.replace("=", " ", 1) for option in options)])
 
 
+def best(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the record of the solver nearest to the truth, or of the first where the truth is not known."""
+    known = [one for one in report["solvers"] if one.get("psnr") is not None]
+    found: Mapping[str, Any] = max(known, key=lambda one: one["psnr"]) if known else report["solvers"][0]
+    return found
+
+
 def chosen(report: Mapping[str, Any], *, most: int = SHOWN) -> list[int]:
-    """Return which images are shown: all of few; else from worst to best, by the mean PSNR over solvers."""
-    names = report["names"]
-    scores: dict[str, list[float]] = {name: [] for name in names}
-    for row in report.get("rows") or []:
-        if row.get("psnr") is not None:
-            scores[row["image"]].append(row["psnr"])
+    """Return which images are shown: all of few; else from worst to best, by the PSNR of the best solver."""
+    names, solver = report["names"], best(report)["name"]
+    rows = [row for row in report.get("rows") or [] if row["solver"] == solver]
+    scores = {row["image"]: row["psnr"] for row in rows if row.get("psnr") is not None}
     order = list(range(len(names)))
     if len(names) <= most:
         return order
-    if not all(scores.values()):
+    if len(scores) < len(names):
         return order[:most]
-    order.sort(key=lambda i: sum(scores[names[i]]) / len(scores[names[i]]))
+    order.sort(key=lambda i: scores[names[i]])
     return [order[round(k * (len(order) - 1) / (most - 1))] for k in range(most)]
 
 
