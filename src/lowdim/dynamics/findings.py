@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lowdim.dynamics.runfile import DynamicsRun
-from lowdim.dynamics.standing import HOVERS, crossing, first_above, flip
+from lowdim.dynamics.standing import HOVERS, NEAR, crossing, first_above, flip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,14 @@ def _oscillation(run: DynamicsRun) -> list[Finding]:
     alarm = first_above(run.series("dyn/edge"), above=0.5)
     if alarm is not None:
         text = "The edge detector, which needs no Hessian, gives its alarm first in the report of step "
-        told.append(Finding("Oscillation", f"{text}{alarm[1]:,}.", {"alarm_at": alarm[1]}))
+        text += f"{alarm[1]:,}."
+        ratio = run.series("dyn/sharpness_ratio").loc[: alarm[1]]
+        if len(ratio) and ratio.iloc[-1] < NEAR:
+            text += (
+                f" The sharpness is {ratio.iloc[-1]:.3g} of its threshold there, so this is not the edge: "
+            )
+            text += "steps that cross the kinks of ReLU to and fro ring it, too, and so do small batches."
+        told.append(Finding("Oscillation", text, {"alarm_at": alarm[1]}))
     return told
 
 

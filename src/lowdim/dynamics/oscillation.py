@@ -228,6 +228,11 @@ class EdgeDetector:
     The defaults were chosen on trainings of one seed: a perceptron and a small GPT-2 by gradient descent,
     heavy ball and Adam, where they found all crossings within 100 steps. The claims measure other seeds.
 
+    It is made for smooth networks. Between ReLU units, steps cross kinks to and fro far below the edge, which
+    alternates as well: small perceptrons (8-16-2) by gradient descent on 64 to 4096 samples, at 2 to 18 % of
+    what the learning rate bears, rang it in 18 of 24 trainings of 400 steps, and in all 12 on 256 or fewer;
+    with tanh in none of five, with GELU in none of three (300 to 400 steps on 64 samples).
+
     Examples
     --------
     >>> detector = EdgeDetector(window=2)

@@ -74,7 +74,7 @@ def state(run: DynamicsRun) -> State:
         if swing is None:
             return State("unknown", "Neither sharpness nor alternation was measured: nothing tells the edge.")
         if newest(run, "dyn/edge"):
-            return State("oscillating", "At or beyond the edge: the detector rang since the report before.")
+            return State("oscillating", "The detector rang: at or beyond the edge, or at kinks of ReLU.")
         return State("below", "Nothing alternates: below the edge, as far as steps tell.")
     if ratio >= NEAR and swings:
         return State("oscillating", f"{_where(ratio)}: {how}; sharpness {ratio:.3g} of the threshold.")

@@ -136,6 +136,13 @@ def test_negative_curvature_is_a_bound():
     assert len(told(run_of(sharpness_ratio=[0.5], lowest_curvature=[0.1]), "Sharpness")) == 1
 
 
+def test_an_alarm_far_below_the_edge_is_none_of_the_edge():
+    far = run_of(alternation=[-0.6, -0.6], sharpness_ratio=[0.15, 0.17], edge=[0, 1])
+    assert "0.17 of its threshold there, so this is not the edge" in told(far, "Oscillation")[-1].sentence
+    near = run_of(alternation=[-0.6, 0.9], sharpness_ratio=[0.8, 0.98], edge=[0, 1])
+    assert "not the edge" not in told(near, "Oscillation")[-1].sentence
+
+
 def test_alternation_and_sharpness_are_compared():
     run = run_of(
         alternation=[-1, -1, -0.5, 0.9, 1], sharpness_ratio=[0.5, 0.9, 1.1, 1.0, 1.0], edge=[0, 0, 0, 1, 1]
