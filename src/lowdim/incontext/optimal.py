@@ -6,6 +6,7 @@ task vectors.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -189,15 +190,16 @@ def risk_vs_angle(W: Tensor, *, U: Tensor, V: Tensor, angles_deg: Any, n: int, n
         raise ShapeError(f"{where}: U and V must be tensors of one shape (d, r).")
     check_room(*U.shape, where=where)
     both = torch.cat([U, V], dim=1).double()
-    if float((both.mT @ both - torch.eye(both.shape[1], dtype=torch.float64)).abs().max()) > 1e-6:
+    if float((both.mT @ both - torch.eye(both.shape[1]).to(both)).abs().max()) > 1e-6:
         raise DataError(
             f"{where}: the columns of U and V together must be orthonormal. Take them from one "
             "torch.linalg.qr(...).Q."
         )
-    U, V, W = U.double(), V.double(), W.double()
+    W = check_matrix("W", W, where=where, d=len(U)).double()
+    U, V = U.double(), V.double()
     risks = []
-    for t in angles.deg2rad():
-        turned = torch.cos(t) * U + torch.sin(t) * V
+    for t in angles.deg2rad().tolist():
+        turned = math.cos(t) * U + math.sin(t) * V
         risks.append(risk(W, covariance=turned @ turned.mT, n=n, noise=noise))
     return torch.tensor(risks, dtype=torch.float64)
 

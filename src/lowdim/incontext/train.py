@@ -74,7 +74,7 @@ def train(
     bfloat16 : bool
         Compute forward and backward in mixed precision.
     callback : callable, optional
-        Called with (step, steps, mean loss of the last steps) every 50 steps.
+        Called with (step, steps, loss of that step) every 50 steps.
     directory : path, optional
         Where the state is kept every `save_every` steps. A call that finds a state of the same training there
         goes on from it, to the same weights.

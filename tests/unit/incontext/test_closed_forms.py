@@ -132,6 +132,8 @@ def test_other_refusals():
     with pytest.raises(DataError, match="lr=0"):
         train_low_rank_update(EYE, covariance=EYE, n=5, rank=1, lr=0)
     U, V = EYE[:, :1], EYE[:, 1:2]
+    with pytest.raises(DataError, match="W must be a tensor"):
+        risk_vs_angle(EYE.tolist(), U=U, V=V, angles_deg=[10], n=5)
     with pytest.raises(DataError, match="must lie in"):
         risk_vs_angle(EYE, U=U, V=V, angles_deg=[100], n=5)
     with pytest.raises(DataError, match="together must be orthonormal"):
