@@ -170,7 +170,7 @@ def tomography(trial: Trial) -> dict[str, float]:
         operator, images = projections((1, 16, 16), angles=6), phantoms(10 if trial.quick else 40, 2)
         solvers: dict[str, Any] = {
             "pseudo-inverse": PseudoInverse(max_iter=60),
-            "TV": TotalVariation(weight=0.0005, steps=200),
+            "TV": TotalVariation(weight=0.001, steps=100),
             "exact": exact(prior),
             "DPS 250": DPS(prior, steps=250, zeta=0.5),
             "K=20": DCDP(prior, t0=0.7),
