@@ -164,7 +164,7 @@ def _oscillation(run: DynamicsRun) -> list[Finding]:
             text += (
                 f" The sharpness is {ratio.iloc[-1]:.3g} of its threshold there, so this is not the edge: "
             )
-            text += "steps that cross the kinks of ReLU to and fro ring it, too, and so do small batches."
+            text += " steps that cross the kinks of ReLU to and fro ring it, too, and so do small batches."
         told.append(Finding("Oscillation", text, {"alarm_at": alarm[1]}))
     return told
 
