@@ -42,7 +42,7 @@ claims: install
 
 claims-sentences claims-blast claims-encoder claims-trainings: export OMP_NUM_THREADS = 1
 claims-sentences: install
-	$(CLAIMS) 'compress.sts-*'
+	$(CLAIMS) 'compress.sts-*' 'rates.*'
 claims-blast: install
 	$(CLAIMS) 'blast.*' 'phase.*' 'regress.*'
 claims-encoder: install

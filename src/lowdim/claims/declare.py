@@ -26,6 +26,7 @@ SYSTEMS = (
     "flatness",
     "incontext",
     "phase",
+    "rates",
     "regress",
     "resample",
     "track",

@@ -1,4 +1,4 @@
-"""Three small real trainings: digits, a GPT-2 from scratch on bytes, and a sentence encoder that is fine-tuned."""
+"""Three small real trainings: digits, a GPT-2 on bytes from scratch, a sentence encoder fine-tuned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["OPTIMIZERS", "TRAININGS", "Training", "train"]
+__all__ = ["OPTIMIZERS", "TRAININGS", "Training", "train", "warm_up_and_cosine"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Training:
 
 
 def digits(trial: Trial) -> Training:
-    """A tanh network on the first 300 scikit-learn digits, squared error."""
+    """Make a tanh network on the first 300 scikit-learn digits, squared error."""
     import torch
     from sklearn.datasets import load_digits
 
@@ -75,7 +75,7 @@ def digits(trial: Trial) -> Training:
 
 
 def language(trial: Trial) -> Training:
-    """A GPT-2 of two layers and width 64 from scratch on the bytes of WikiText-2."""
+    """Make a GPT-2 of two layers and width 64, from scratch, on the bytes of WikiText-2."""
     import torch
 
     try:
@@ -88,9 +88,17 @@ def language(trial: Trial) -> Training:
     torch.manual_seed(trial.seed)
     model = GPT2LMHeadModel(
         GPT2Config(
-            **{"vocab_size": 256, "n_positions": tokens, "n_embd": 64, "n_layer": 2, "n_head": 2},
-            **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-            **{"bos_token_id": None, "eos_token_id": None, "use_cache": False},
+            vocab_size=256,
+            n_positions=tokens,
+            n_embd=64,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
         )
     )
 
@@ -105,11 +113,11 @@ def language(trial: Trial) -> Training:
 
 
 def sentences(trial: Trial) -> Training:
-    """The upper two layers of MiniLM, fine-tuned on the similarities of the STS benchmark."""
+    """Take the upper two layers of MiniLM, fine-tuned on the similarities of the STS benchmark."""
     import torch
 
     pairs, hidden = _lower_layers(trial)
-    model = copy.deepcopy(_encoder()[1])
+    model = copy.deepcopy(_encoder()[1]).eval()
 
     def embed(rows: list[int], side: int) -> Tensor:
         parts = [hidden[2 * row + side] for row in rows]
@@ -122,15 +130,16 @@ def sentences(trial: Trial) -> Training:
         pooled = (x * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)
         return torch.nn.functional.normalize(pooled, dim=-1)
 
-    def loss(rows: list[int]) -> Tensor:
+    def loss(batch: Tensor) -> Tensor:
+        rows = batch.tolist()
         cosine = (embed(rows, 0) * embed(rows, 1)).sum(1)
         wanted = torch.tensor([float(pairs[row][2]) / 5 for row in rows])
         return (cosine - wanted).square().mean()
 
-    def draw(step: int) -> list[int]:
-        return torch.randint(PAIRS - 64, (8,), generator=_source(trial.seed, step)).tolist()
+    def draw(step: int) -> Tensor:
+        return torch.randint(PAIRS - 64, (8,), generator=_source(trial.seed, step))
 
-    return Training(model, loss, draw, list(range(32)), list(range(PAIRS - 64, PAIRS)), 300)
+    return Training(model, loss, draw, torch.arange(32), torch.arange(PAIRS - 64, PAIRS), 300)
 
 
 TRAININGS: dict[str, Callable[[Trial], Training]] = {
@@ -144,6 +153,9 @@ OPTIMIZERS: dict[str, Callable[[Any, float], torch.optim.Optimizer]] = {
     "momentum": lambda parameters, lr: _optimizers().SGD(parameters, lr=lr, momentum=0.9),
     "Adam": lambda parameters, lr: _optimizers().AdamW(parameters, lr=lr, weight_decay=0.0),
 }
+
+WARM = 0.05
+"""Part of a training in which the learning rate rises."""
 
 PAIRS = 576
 """Sentence pairs that are used; the last 64 are held out."""
@@ -160,12 +172,12 @@ def train(
 
     steps = training.steps if steps is None else steps
     peak = optimizer.param_groups[0]["lr"]
-    warm = max(steps // 20, 1)
+    warm = max(int(WARM * steps), 1)
     for step in range(steps):
         if not whole:
-            falling = 0.5 * (1 + math.cos(math.pi * max(step - warm, 0) / max(steps - warm, 1)))
+            factor = min((step + 1) / warm, 1) * _falling(step - warm, steps - warm)
             for group in optimizer.param_groups:
-                group["lr"] = peak * min((step + 1) / warm, 1) * falling
+                group["lr"] = peak * factor
         optimizer.zero_grad()
         loss = training.loss(training.whole if whole else training.draw(step))
         if not math.isfinite(loss.item()):
@@ -175,6 +187,24 @@ def train(
     with torch.no_grad():
         last = training.loss(training.held_out).item()
     return last if math.isfinite(last) else math.inf
+
+
+def warm_up_and_cosine(progress: float) -> float:
+    """Return the factor of the learning rate that `train` has at a progress from 0 to 1.
+
+    Parameters
+    ----------
+    progress : float
+
+    Returns
+    -------
+    float
+    """
+    return min(progress / WARM, 1.0) * _falling(progress - WARM, 1 - WARM)
+
+
+def _falling(since: float, length: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * max(since, 0) / max(length, 1e-9)))
 
 
 def _source(seed: int, step: int) -> torch.Generator:
@@ -192,7 +222,7 @@ def _optimizers() -> Any:
 _kept: dict[str, Any] = {}
 
 
-def _encoder() -> tuple[nn.Module, nn.Module, Any]:
+def _encoder() -> tuple[nn.Module, nn.ModuleList, Any]:
     """Return MiniLM without its upper two layers, these, and its tokenizer."""
     if "encoder" not in _kept:
         try:

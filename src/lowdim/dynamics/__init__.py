@@ -34,6 +34,7 @@ from lowdim.dynamics.gauss_newton import CrossEntropy, SplitLoss, gauss_newton
 from lowdim.dynamics.monitor import Monitor
 from lowdim.dynamics.oscillation import EdgeDetector, alternation, oscillation_rank, period
 from lowdim.dynamics.parameters import FlatParameters
+from lowdim.dynamics.rate import RateAdvice, recommend_rate
 from lowdim.dynamics.runfile import DynamicsRun, read_run
 from lowdim.dynamics.thresholds import Stability, stability
 from lowdim.dynamics.tracker import Sharpness, SharpnessTracker, sharpness
@@ -45,6 +46,7 @@ __all__ = [
     "EdgeDetector",
     "FlatParameters",
     "Monitor",
+    "RateAdvice",
     "Sharpness",
     "SharpnessTracker",
     "SplitLoss",
@@ -58,6 +60,7 @@ __all__ = [
     "oscillation_rank",
     "period",
     "read_run",
+    "recommend_rate",
     "sharpness",
     "stability",
 ]
