@@ -37,7 +37,7 @@ EXTRAS = (
         "compress", "compress", "int8 on the factors (torchao), ONNX export, Parquet and images (track, too)"
     ),
     Extra("demo", "compress", "a real sentence encoder (MiniLM) without a network: `make demo`"),
-    Extra("dynamics", "dynamics", "curvatures of curvlinops; TensorBoard and Lightning as loggers of trainings"),
+    Extra("dynamics", "dynamics", "curvatures of curvlinops; TensorBoard and Lightning as loggers"),
     Extra("diffusion", "inverse", "image priors of diffusers; operators and baselines of deepinv"),
     Extra("images", "phase", "images (track, too) and videos in, animations out"),
     Extra("imaging", "regress", "NIfTI volumes in and out"),
