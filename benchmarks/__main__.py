@@ -14,8 +14,8 @@ from lowdim.claims.machine import machine
 
 NAMES = (
     *("blast_layer", "whole_model", "factorization", "triton"),
-    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "inverse"),
-    "costs",
+    *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "sharpness"),
+    *("inverse", "costs"),
 )
 RESULTS = Path(__file__).parent / "results"
 
