@@ -60,6 +60,16 @@ class RateAdvice:
         What was spent, in gradients of one batch of the training; a product with the Hessian is two.
     sentence : str
         The same for people.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = torch.nn.Linear(3, 1)
+    >>> loss = lambda: (layer(torch.eye(3)) - 1).square().mean()
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    >>> advice = recommend_rate(layer, loss, optimizer=optimizer, steps=2_000)
+    >>> 0.1 < advice.lr < 10, advice.cost <= 100
+    (True, True)
     """
 
     lr: float

@@ -202,7 +202,7 @@ def test_bad_input_is_refused(tmp_path, images, prior):
     with pytest.raises(DataError, match="'magic' is unknown"):
         reconstruct(images[:1], solvers="magic", **job(prior))
     with pytest.raises(DataError, match="does not take these options"):
-        reconstruct(images[:1], solvers={"dcdp": {"colour": 1}}, **job(prior))
+        reconstruct(images[:1], solvers={"dcdp": {"hue": 1}}, **job(prior))
     with pytest.raises(ShapeError, match="2 for 3 images"):
         reconstruct(images[:3], measurement=torch.zeros(2, 1, 4, 4), **job(prior))
     with pytest.raises(RunError, match="Add output"):
