@@ -378,7 +378,7 @@ def gauss_newton(
             return pull(torch.func.jvp(A, (x,), (u,))[1])[0] + rho * u
 
         rhs = pull(problem.y - there)[0] + rho * (z - x)
-        found = cg(normal, torch.where(_spread(active, x), rhs, 0), tol=1e-3, steps=inner, batch_axes=1)
+        found = cg(normal, torch.where(_spread(active, x), rhs, 0), tol=1e-5, steps=inner, batch_axes=1)
         iterations = iterations + found.steps
         x, value = _halved(objective, x, value, found.x)
     return Consistent(x, iterations)
