@@ -1,0 +1,41 @@
+"""policy: a large and a small language-model policy, trained at once from the small one's rollouts.
+
+Problem: reinforcement learning with checkable rewards spends most of its time letting a large model write;
+here only a small one writes. Equation: the small policy phi maximizes ``r + (alpha/N) sum_t (log pi_theta -
+log pi_phi)`` on its own rollouts; the large policy theta maximizes ``r`` on the same rollouts, weighted by
+``pi_theta / pi_phi`` and clipped. Input: two causal language models with one tokenizer (or one and its
+compressed copy), prompts, reward functions. Output: both models, trained; what it cost; what was learned.
+
+Source: Kwon, Jain, Sun, Suresh, Kumar, "CoDistill-GRPO: A Co-Distillation Recipe for Efficient Group
+Relative Policy Optimization", 2026; called Hybrid-GRPO here.
+"""
+
+from lowdim.policy.advantages import group_advantages
+from lowdim.policy.diagnostics import (
+    GroupShares,
+    PooledSampleSize,
+    effective_sample_size,
+    group_shares,
+    kl_per_token,
+    log_weights,
+)
+from lowdim.policy.effective import distillation_loss, distillation_term, effective_reward
+from lowdim.policy.selection import select_extremes, select_rows
+from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
+
+__all__ = [
+    "GroupShares",
+    "PooledSampleSize",
+    "RatioStatistics",
+    "clipped_surrogate",
+    "distillation_loss",
+    "distillation_term",
+    "effective_reward",
+    "effective_sample_size",
+    "group_advantages",
+    "group_shares",
+    "kl_per_token",
+    "log_weights",
+    "select_extremes",
+    "select_rows",
+]
