@@ -11,6 +11,7 @@ Relative Policy Optimization", 2026; called Hybrid-GRPO here.
 """
 
 from lowdim.policy.advantages import group_advantages
+from lowdim.policy.data import Prompts, check_disjoint, read_prompts, split_prompts
 from lowdim.policy.diagnostics import (
     GroupShares,
     PooledSampleSize,
@@ -20,22 +21,32 @@ from lowdim.policy.diagnostics import (
     log_weights,
 )
 from lowdim.policy.effective import distillation_loss, distillation_term, effective_reward
+from lowdim.policy.evaluate import evaluate_policy
+from lowdim.policy.evaluation import Evaluation
 from lowdim.policy.selection import select_extremes, select_rows
 from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
+from lowdim.policy.templates import fill_template
 
 __all__ = [
+    "Evaluation",
     "GroupShares",
     "PooledSampleSize",
+    "Prompts",
     "RatioStatistics",
+    "check_disjoint",
     "clipped_surrogate",
     "distillation_loss",
     "distillation_term",
     "effective_reward",
     "effective_sample_size",
+    "evaluate_policy",
+    "fill_template",
     "group_advantages",
     "group_shares",
     "kl_per_token",
     "log_weights",
+    "read_prompts",
     "select_extremes",
     "select_rows",
+    "split_prompts",
 ]
