@@ -225,8 +225,8 @@ def distillation_loss(
     """
     if estimator == "k1":
         raise DataError(
-            "distillation_loss: the expected gradient of the log ratio (k1) is zero: as a loss it teaches nothing. "
-            "Use estimator='k2' (the same divergence as k1 in the reward) or 'k3'."
+            "distillation_loss: the expected gradient of the log ratio (k1) is zero: it teaches "
+            "nothing as a loss. Use estimator='k2' (the same divergence as k1 in the reward) or 'k3'."
         )
     if level not in ("token", "sequence"):
         raise DataError(f"distillation_loss: level={level!r}. Give 'token' or 'sequence'.")
@@ -248,6 +248,6 @@ def _check_length(mask: Tensor, max_length: int) -> None:
         raise DataError(f"max_length={max_length}: give the largest number of completion tokens of the run.")
     if mask.shape[-1] > max_length and bool((mask.sum(-1) > max_length).any()):
         raise DataError(
-            f"max_length={max_length}, but a rollout has {int(mask.sum(-1).max())} tokens. N is a constant of the "
-            "run: the largest number of completion tokens that generation allows."
+            f"max_length={max_length}, but a rollout has {int(mask.sum(-1).max())} tokens. N is "
+            "a constant of the run: the largest number of completion tokens that generation allows."
         )

@@ -162,4 +162,5 @@ def _statistics(w: Tensor, A: Tensor, mask: Tensor, low: float, high: float) -> 
             (below | above).float().mean(),
         ]
     ).tolist()  # one transfer from the device
-    return RatioStatistics(*figures, count)
+    mean, maximum, p99, low_share, high_share, outside = figures
+    return RatioStatistics(mean, maximum, p99, low_share, high_share, outside, count)
