@@ -10,6 +10,8 @@ Source: Kwon, Jain, Sun, Suresh, Kumar, "CoDistill-GRPO: A Co-Distillation Recip
 Relative Policy Optimization", 2026; called Hybrid-GRPO here.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lowdim.policy.advantages import group_advantages
 from lowdim.policy.data import Prompts, check_disjoint, read_prompts, split_prompts
 from lowdim.policy.diagnostics import (
@@ -23,13 +25,22 @@ from lowdim.policy.diagnostics import (
 from lowdim.policy.effective import distillation_loss, distillation_term, effective_reward
 from lowdim.policy.evaluate import evaluate_policy
 from lowdim.policy.evaluation import Evaluation
+from lowdim.policy.guards import Guards
+from lowdim.policy.ledger import CostLedger
 from lowdim.policy.selection import select_extremes, select_rows
 from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
 from lowdim.policy.templates import fill_template
 
+if TYPE_CHECKING:
+    from lowdim.policy.trl import HybridGRPOConfig, HybridGRPOTrainer
+
 __all__ = [
+    "CostLedger",
     "Evaluation",
     "GroupShares",
+    "Guards",
+    "HybridGRPOConfig",
+    "HybridGRPOTrainer",
     "PooledSampleSize",
     "Prompts",
     "RatioStatistics",
@@ -50,3 +61,12 @@ __all__ = [
     "select_rows",
     "split_prompts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # TRL is optional, and takes seconds to import.
+    if name not in ("HybridGRPOConfig", "HybridGRPOTrainer"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lowdim.policy import trl
+
+    return getattr(trl, name)
