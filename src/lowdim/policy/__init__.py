@@ -33,6 +33,18 @@ from lowdim.policy.templates import fill_template
 
 if TYPE_CHECKING:
     from lowdim.policy.trl import HybridGRPOConfig, HybridGRPOTrainer
+from lowdim.policy.rewards import (
+    Quantity,
+    answer_reward,
+    check_gold,
+    checked,
+    final_answer,
+    named_reward,
+    overlong_penalty,
+    read_number,
+    tag_reward,
+    total_reward,
+)
 
 __all__ = [
     "CostLedger",
@@ -43,8 +55,12 @@ __all__ = [
     "HybridGRPOTrainer",
     "PooledSampleSize",
     "Prompts",
+    "Quantity",
     "RatioStatistics",
+    "answer_reward",
     "check_disjoint",
+    "check_gold",
+    "checked",
     "clipped_surrogate",
     "distillation_loss",
     "distillation_term",
@@ -52,14 +68,20 @@ __all__ = [
     "effective_sample_size",
     "evaluate_policy",
     "fill_template",
+    "final_answer",
     "group_advantages",
     "group_shares",
     "kl_per_token",
     "log_weights",
+    "named_reward",
+    "overlong_penalty",
+    "read_number",
     "read_prompts",
     "select_extremes",
     "select_rows",
     "split_prompts",
+    "tag_reward",
+    "total_reward",
 ]
 
 

@@ -46,7 +46,7 @@ def final_answer(completion: str) -> FinalAnswer | None:
     r"""Find the final answer of a completion.
 
     Thoughts do not count: only what follows the last ``</think>`` is read, and a completion that was cut off
-    inside ``<think>`` has no answer. Of the marks ``\boxed{}``, ``<answer></answer>`` and "####" the one that
+    inside ``<think>``, or inside its only marked answer, has no answer. Of the marks ``\boxed{}``, ``<answer></answer>`` and "####" the one that
     ends last counts, so a second answer replaces the first and several answers earn no more than one. A box
     inside an answer tag, or inside a box, is opened. Without a mark, what follows the last "answer is" or
     "answer:" counts, else the last line. The time taken is linear in the length, whatever the text.
@@ -79,6 +79,8 @@ def final_answer(completion: str) -> FinalAnswer | None:
     found = _last_marked(tail)
     if found is not None:
         return found
+    if any(mark in tail for mark in ("\\boxed", "\\fbox", "<answer>")):
+        return None  # it was cut off inside its answer
     said = None
     for said in _SAYS.finditer(tail):  # noqa: B007  (the last one is wanted)
         pass
