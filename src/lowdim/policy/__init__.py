@@ -27,6 +27,9 @@ from lowdim.policy.evaluate import evaluate_policy
 from lowdim.policy.evaluation import Evaluation
 from lowdim.policy.guards import Guards
 from lowdim.policy.ledger import CostLedger
+from lowdim.policy.memory import MemoryPlan, ModelSize, memory_plans
+from lowdim.policy.plan import plan
+from lowdim.policy.planned import Plan
 from lowdim.policy.selection import select_extremes, select_rows
 from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
 from lowdim.policy.templates import fill_template
@@ -53,6 +56,9 @@ __all__ = [
     "Guards",
     "HybridGRPOConfig",
     "HybridGRPOTrainer",
+    "MemoryPlan",
+    "ModelSize",
+    "Plan",
     "PooledSampleSize",
     "Prompts",
     "Quantity",
@@ -73,8 +79,10 @@ __all__ = [
     "group_shares",
     "kl_per_token",
     "log_weights",
+    "memory_plans",
     "named_reward",
     "overlong_penalty",
+    "plan",
     "read_number",
     "read_prompts",
     "select_extremes",
