@@ -93,17 +93,18 @@ class HybridGRPOConfig(GRPOConfig):
     (14, 'dr_grpo', 1.0)
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "large_model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [  # type: ignore[misc]
+        *GRPOConfig._VALID_DICT_FIELDS,
+        "large_model_init_kwargs",
+    ]
 
-    loss_type: str | None = field(
+    loss_type: Any = field(
         default=None, metadata={"help": "None: dr_grpo, the method's; dapo with method grpo."}
     )
-    scale_rewards: str | bool | None = field(
+    scale_rewards: Any = field(
         default=None, metadata={"help": "None: none, the method's; group with method grpo."}
     )
-    disable_dropout: bool | None = field(
-        default=None, metadata={"help": "None: True; False with method grpo."}
-    )
+    disable_dropout: Any = field(default=None, metadata={"help": "None: True; False with method grpo."})
     num_generations: int | None = field(
         default=None, metadata={"help": "None: candidates; keep_rollouts with method grpo."}
     )
@@ -129,9 +130,7 @@ class HybridGRPOConfig(GRPOConfig):
     )
     large_learning_rate: float | None = field(default=None, metadata={"help": "None: learning_rate."})
     large_scale_rewards: str = field(default="none", metadata={"help": "none, group or batch."})
-    large_model_init_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "For loading the large model."}
-    )
+    large_model_init_kwargs: Any = field(default=None, metadata={"help": "For loading the large model."})
     score: str = field(default="all", metadata={"help": "Score all or only the kept rollouts."})
     compaction: bool = field(
         default=False, metadata={"help": "Leave rollouts without advantage out of the update."}
@@ -160,7 +159,7 @@ class HybridGRPOConfig(GRPOConfig):
             self.train_large = self.method == "hybrid"
         if self.large_learning_rate is None:
             self.large_learning_rate = self.learning_rate
-        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)  # type: ignore[call-overload]
+        self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
         check_settings(self)
         if not plain and self.generation_batch_size is None:
             slices = self.steps_per_generation or self.gradient_accumulation_steps
@@ -169,10 +168,10 @@ class HybridGRPOConfig(GRPOConfig):
         if not plain:
             self._check_batches(self.steps_per_generation)
 
-    def _check_batches(self, slices: int) -> None:
+    def _check_batches(self, slices: int | None) -> None:
         check_batches(
             per_device=self.per_device_train_batch_size,
-            slices=slices,
+            slices=slices or 1,
             candidates=self.candidates,
             keep=self.keep_rollouts,
         )

@@ -14,7 +14,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
 from lowdim.errors import Diverged
-from lowdim.policy.advantages import group_advantages
+from lowdim.policy.advantages import Scale, group_advantages
 from lowdim.policy.diagnostics import group_shares, log_weights
 from lowdim.policy.effective import distillation_term, effective_reward, log_ratio
 from lowdim.policy.guards import Guards
@@ -34,6 +34,12 @@ ROWS = (
 class RolloutTrainer(GRPOTrainer):
     """The first half of a step: steps 1 to 8 of the method, in the hooks of TRL's trainer."""
 
+    # TRL says None where a training run has something.
+    args: Any
+    model: Any
+    processing_class: Any
+    max_completion_length: Any
+    _buffered_inputs: Any
     second: Any  # a LargePolicy, or None
     ledger: CostLedger
     guards: Guards
@@ -41,6 +47,7 @@ class RolloutTrainer(GRPOTrainer):
     _rewards: Tensor
     _hint_tokens: int = 0
     _largest_reward: float = 0.0
+    _padding_of_large: list[int] | None = None
 
     @property
     def _plain(self) -> bool:
@@ -217,7 +224,7 @@ class RolloutTrainer(GRPOTrainer):
             generator=generator,
         )
 
-    def _advantages(self, reward: Tensor, kept: Tensor, scale: str) -> Tensor:
+    def _advantages(self, reward: Tensor, kept: Tensor, scale: Scale) -> Tensor:
         """Advantages of the kept rollouts, relative to them or to all; `kept` indexes `reward`."""
         everything = self.args.center == "all" and len(reward) != len(kept)
         group = self.args.candidates if everything else self.args.keep_rollouts
@@ -227,7 +234,7 @@ class RolloutTrainer(GRPOTrainer):
             first = self.accelerator.process_index * len(reward)
             advantage = whole[first : first + len(reward)]
         else:
-            advantage = group_advantages(reward, group=group, scale=scale)  # type: ignore[arg-type]
+            advantage = group_advantages(reward, group=group, scale=scale)
         return advantage[kept] if everything else advantage
 
     def _add_denominators(self, batch: dict[str, Any], logp_small: Tensor, logp_large: Tensor) -> None:

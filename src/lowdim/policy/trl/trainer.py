@@ -5,33 +5,33 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model, set_seed
 from datasets import Dataset
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainerCallback, get_scheduler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import (
     add_fused_lm_head,
-    create_model_from_path,
-    disable_dropout_in_model,
     is_async_callable,
 )
 
-from lowdim.errors import DataError, Diverged
+from lowdim.errors import DataError
 from lowdim.policy import door
-from lowdim.policy.effective import distillation_loss
 from lowdim.policy.guards import Guards
-from lowdim.policy.large import LargePolicy, load_optimizer, save_optimizer
-from lowdim.policy.ledger import CostLedger, flops_per_token
-from lowdim.policy.surrogate import clipped_surrogate
+from lowdim.policy.large import load_optimizer, save_optimizer
+from lowdim.policy.ledger import CostLedger
 from lowdim.policy.trl.config import HybridGRPOConfig
-from lowdim.policy.trl.rollouts import RolloutTrainer
+from lowdim.policy.trl.models import (
+    base_of,
+    load_large,
+    load_rollouts,
+    load_weights,
+    save_rollouts,
+    tokenizer_of,
+)
+from lowdim.policy.trl.updates import OptimizerClock, UpdateTrainer
 from lowdim.policy.trl.vocabulary import keep_tokens
 
 __all__ = ["HybridGRPOTrainer"]
@@ -40,7 +40,7 @@ LARGE, STATE = "large", "hybrid.json"
 SPECIAL = ("eos_token_id", "bos_token_id", "pad_token_id")
 
 
-class HybridGRPOTrainer(RolloutTrainer):
+class HybridGRPOTrainer(UpdateTrainer):
     """Train a small and a large policy from the small one's rollouts.
 
     The small policy is the model of TRL's ``GRPOTrainer``: it generates, is logged, saved and resumed by it.
@@ -95,8 +95,6 @@ class HybridGRPOTrainer(RolloutTrainer):
     >>> trainer.train()  # doctest: +SKIP
     """
 
-    args: HybridGRPOConfig
-
     def __init__(
         self,
         model: str | PreTrainedModel,
@@ -128,7 +126,7 @@ class HybridGRPOTrainer(RolloutTrainer):
             falling=args.warn_falling,
             stop=args.stop_falling_large,
         )
-        self.second = None if large is None else _load(large, args, large_peft_config)
+        self.second = None if large is None else load_large(large, args, peft_config=large_peft_config)
         super().__init__(
             model=model,
             reward_funcs=[_checked(reward) for reward in rewards],
@@ -153,7 +151,7 @@ class HybridGRPOTrainer(RolloutTrainer):
             self._time_sync()
         if self.second is not None:
             self._join(large)
-        self.add_callback(_OptimizerClock(self))
+        self.add_callback(OptimizerClock(self))
 
     @property
     def large(self) -> Any:
@@ -162,10 +160,9 @@ class HybridGRPOTrainer(RolloutTrainer):
 
     def _join(self, given: str | PreTrainedModel | None) -> None:
         """Make two models agree on tokens: padding, ends and the support of their softmax."""
-        large = _base(self.second.model)
-        self._padding_of_large: list[int] | None = None
-        rows = tuple(_base(m).get_output_embeddings().weight.shape[0] for m in (self.model, large))
-        own = _tokenizer_of(given, self._tokenizer)
+        large = base_of(self.second.model)
+        rows = tuple(base_of(m).get_output_embeddings().weight.shape[0] for m in (self.model, large))
+        own = tokenizer_of(given)
         special = tuple({name: getattr(t, name, None) for name in SPECIAL} for t in (self._tokenizer, own))
         vocabularies = self._tokenizer.get_vocab(), None if own is None else own.get_vocab()
         count = door.shared_vocabulary(*vocabularies, rows=rows, special=special if own else None)  # type: ignore[arg-type]
@@ -179,7 +176,7 @@ class HybridGRPOTrainer(RolloutTrainer):
         )
         if count is None:
             return
-        for model in (_base(self.model), large):
+        for model in (base_of(self.model), large):
             keep_tokens(model, count)
         self._padding_of_large = list(range(count, rows[1])) or None
         if rows[0] > count and self.use_vllm:
@@ -195,7 +192,7 @@ class HybridGRPOTrainer(RolloutTrainer):
             with self.ledger.phase("sync"):
                 sync()
 
-        self.vllm_generation.sync_weights = timed
+        self.vllm_generation.sync_weights = timed  # type: ignore[method-assign]
 
     # Preparation, and checkpoints
 
@@ -212,7 +209,7 @@ class HybridGRPOTrainer(RolloutTrainer):
     def _prepare_large(self, max_steps: int, checkpoint: str | None) -> None:
         second, device = self.second, self.accelerator.device
         if checkpoint is not None and second.trainable:
-            _load_weights(second.model, Path(checkpoint) / LARGE)
+            load_weights(second.model, Path(checkpoint) / LARGE)
         if not self.is_fsdp_enabled and not hasattr(second.model, "hf_device_map"):
             second.model.to(device)
         if not second.trainable:
@@ -238,7 +235,7 @@ class HybridGRPOTrainer(RolloutTrainer):
 
     def _large_optimizer(self) -> torch.optim.Optimizer:
         """Make the optimizer that the settings name, for the large model and its learning rate."""
-        args = copy.copy(self.args)
+        args: Any = copy.copy(self.args)
         args.learning_rate = self.args.large_learning_rate
         model = self.second.model
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
@@ -275,6 +272,11 @@ class HybridGRPOTrainer(RolloutTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before TRL's own files: trainer_state.json, written last, says that a checkpoint is complete.
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            save_rollouts(
+                self._buffered_inputs, folder / f"rollouts_{self.accelerator.process_index}.safetensors"
+            )
         if self.second is not None and self.second.trainable:
             self.save_large(folder / LARGE)
             if self.args.should_save:
@@ -284,8 +286,8 @@ class HybridGRPOTrainer(RolloutTrainer):
                 "ledger": self.ledger.state_dict(),
                 "guards": self.guards.state_dict(),
                 "largest_reward": self._largest_reward,
+                "slices": self._step,
             }
-            folder.mkdir(parents=True, exist_ok=True)
             (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         super()._save_checkpoint(model, trial)
         self.checkpoint = str(folder)
@@ -297,125 +299,10 @@ class HybridGRPOTrainer(RolloutTrainer):
             self.ledger.load_state_dict(state["ledger"])
             self.guards.load_state_dict(state["guards"])
             self._largest_reward = state["largest_reward"]
-
-    # 9 to 11: the updates
-
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        inputs = super()._prepare_inputs(generation_batch)
-        if self.model.training:
-            self._slice, self._began = inputs, self.ledger.now()
-        return inputs
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Update the small policy, then the large one, on the same slice of rollouts."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        batch, self._slice = self._slice, None
-        self._refuse_divergence(loss, batch, "update_small")
-        tokens, own = self._count(batch)
-        self.ledger.add(
-            "update_small",
-            seconds=self.ledger.now() - self._began,
-            calls=1,
-            tokens=tokens,
-            completion_tokens=own,
-            flops=tokens * flops_per_token(self.model, trained=True),
-        )
-        if self.second is not None and self.second.trainable:
-            self._update_large(self._large_batch(batch))
-        self._began = self.ledger.now()
-        return loss
-
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._logps = found[0] if torch.is_grad_enabled() else None
-        return found
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        loss = super()._compute_loss(model, inputs)
-        if self.args.kd_place == "loss" and self.args.alpha and "large_logps" in inputs:
-            distillation = distillation_loss(
-                *(self._logps, inputs["large_logps"], _loss_mask(inputs)),
-                max_length=self.max_completion_length,
-                estimator=self.args.kd_estimator,
-            )
-            self._log({"hybrid/kd_loss": float(distillation.detach())})
-            loss = loss + self.args.alpha * distillation / self.current_gradient_accumulation_steps
-        self._logps = None
-        return loss
-
-    def _large_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Choose what the large policy is trained on: the small one's slice."""
-        return batch
-
-    def _update_large(self, batch: dict[str, Any]) -> None:
-        second, accelerator = self.second, self.accelerator
-        with self.ledger.phase("update_large"):
-            waits = nullcontext() if accelerator.sync_gradients else accelerator.no_sync(second.wrapped)
-            with waits:
-                with self.compute_loss_context_manager():
-                    loss = self._large_loss(batch)
-                self._refuse_divergence(loss, batch, "update_large")
-                accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                rate = second.learning_rate
-                norm = second.step(self._clip)
-                self._log({"large/grad_norm": norm, "large/learning_rate": rate})
-        tokens, own = self._count(batch)
-        work = tokens * flops_per_token(second.model, trained=True)
-        self.ledger.add("update_large", tokens=tokens, completion_tokens=own, flops=work)
-
-    def _clip(self, model: Any) -> Any:
-        largest = self.args.max_grad_norm or float("inf")
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), largest)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-    def _large_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Equation 15: the small policy's probabilities in the denominator, the plain advantages."""
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(
-            self.second.wrapped,
-            torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
-            torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
-            batch["completion_ids"].size(1),
-            compute_entropy=True,
-        )
-        self._logps = None
-        mask = _loss_mask(batch)
-        loss, ratios = clipped_surrogate(
-            *(logps, batch["sampling_logps"], batch["large_advantages"], mask),
-            max_length=self.max_completion_length,
-            clip=(self.epsilon_low, self.epsilon_high),
-            ratio_cap=self.args.ratio_cap,
-            level=self.args.large_ratio,
-            rows=batch.get("large_rows"),
-        )
-        figures = [loss.detach(), (entropies * mask).sum() / mask.sum().clamp(min=1)]
-        figures += [torch.tensor(value, device=loss.device) for value in vars(ratios).values()]
-        everywhere = self.accelerator.gather(torch.stack([f.float() for f in figures])).view(-1, len(figures))
-        mean, largest = everywhere.nanmean(0).tolist(), everywhere[:, 3].max().item()
-        self._log(
-            {
-                "large/loss": mean[0],
-                "large/entropy": mean[1],
-                "large/ratio/mean": mean[2],
-                "large/ratio/max": largest,
-                "large/ratio/p99": mean[4],
-                "large/clip_ratio/low_mean": mean[5],
-                "large/clip_ratio/high_mean": mean[6],
-                "large/clip_ratio/outside": mean[7],
-            }
-        )
-        return loss / self.current_gradient_accumulation_steps
-
-    def _refuse_divergence(self, loss: Tensor, batch: dict[str, Any], phase: str) -> None:
-        if self._plain or not self._anywhere(~loss.detach().isfinite().all()):
-            return
-        rows = batch["rows"].tolist()
-        raise Diverged(
-            f"HybridGRPOTrainer: the loss is not finite at step {self.state.global_step}, {phase}, rollouts "
-            f"{rows}. Lower the learning rate, set ratio_cap=3, or use float32 or bf16. "
-            f"Last checkpoint: {self.checkpoint or 'none'}.",
-            step=self.state.global_step,
-        )
+            self._step = state["slices"]
+        rollouts = checkpoint / f"rollouts_{self.accelerator.process_index}.safetensors"
+        if rollouts.is_file():
+            self._buffered_inputs = load_rollouts(rollouts, device=self.accelerator.device)
 
     def judge(self, large: float) -> bool:
         """Look at an evaluation of the large model; the first one is the start.
@@ -433,26 +320,6 @@ class HybridGRPOTrainer(RolloutTrainer):
         stop = self.guards.evaluated(large)
         self.control.should_training_stop = self.control.should_training_stop or stop
         return stop
-
-
-class _OptimizerClock(TrainerCallback):
-    """Adds the small model's clipping and optimizer step, which the Trainer takes, to the ledger."""
-
-    def __init__(self, trainer: HybridGRPOTrainer) -> None:
-        self.trainer = trainer
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        ledger = self.trainer.ledger
-        ledger.add("update_small", seconds=ledger.now() - self.trainer._began)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if is_peft_model(model) else model
-
-
-def _loss_mask(batch: dict[str, Any]) -> Tensor:
-    mask = batch["completion_mask"]
-    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
 def _check(model: Any, large: Any, args: HybridGRPOConfig, rewards: Any, train: Any, evaluation: Any) -> None:
@@ -484,53 +351,3 @@ def _check(model: Any, large: Any, args: HybridGRPOConfig, rewards: Any, train: 
 def _checked(reward: Any) -> Any:
     plain = callable(reward) and not isinstance(reward, torch.nn.Module) and not is_async_callable(reward)
     return door.checked_reward(reward) if plain else reward
-
-
-def _load(large: str | PreTrainedModel, args: HybridGRPOConfig, peft_config: Any) -> LargePolicy:
-    set_seed(args.seed)
-    if isinstance(large, str):
-        options = dict(args.large_model_init_kwargs or {})
-        options.setdefault("device_map", None)
-        model = create_model_from_path(large, **options)
-    else:
-        model = large
-    if peft_config is not None:
-        if is_peft_model(model):
-            raise DataError(
-                "HybridGRPOTrainer: the large model has adapters already, and large_peft_config asks for "
-                "others. Leave large_peft_config out, or merge the adapters first (merge_and_unload)."
-            )
-        from peft import get_peft_model
-
-        model = get_peft_model(model, peft_config)
-    if args.disable_dropout:
-        disable_dropout_in_model(model)
-    if args.activation_checkpointing and args.train_large:
-        kwargs = dict(args.activation_checkpointing_kwargs or {})
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs or None)
-        if is_peft_model(model):
-            model.enable_input_require_grads()
-    return LargePolicy(model, trainable=bool(args.train_large), offload=args.offload_large)
-
-
-def _load_weights(model: Any, folder: Path) -> None:
-    """Read a checkpoint of the large model into it."""
-    if is_peft_model(model):
-        from peft.utils import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(folder)))
-        return
-    saved = type(model).from_pretrained(str(folder), dtype="auto")
-    model.load_state_dict(saved.state_dict())
-
-
-def _tokenizer_of(large: str | PreTrainedModel | None, small: Any) -> Any:
-    """Find the tokenizer that the large model brings, None if it brings none."""
-    path = large if isinstance(large, str) else getattr(large, "name_or_path", "")
-    known: Callable[[str], bool] = lambda name: bool(path) and os.path.isfile(os.path.join(path, name))  # noqa: E731
-    if not isinstance(large, str) and not (known("tokenizer.json") or known("tokenizer_config.json")):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):
-        return None
