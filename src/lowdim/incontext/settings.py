@@ -24,6 +24,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Training by default."""
 
+SIZES: dict[str, Any] = {"n_layer": 4, "n_head": 4, "n_embd": 64, "tokens": "paired"}
+"""Of the transformer, by default."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -74,6 +77,7 @@ class Settings:
         if model not in RECIPES:
             raise DataError(f"{where}: model={model!r} is unknown. Use one of {', '.join(RECIPES)}.")
         recipe = RECIPES[model]
+        _refuse_unused(model, {"steps": steps, "batch": batch, "lr": lr}, options, where)
         if n is None:
             n = 100 if model != "gpt2" else 2 * check_count("d", options["d"], where=where) + 2
         check_count("n", n, where=where)
@@ -161,3 +165,21 @@ class Settings:
             "n_embd": self.n_embd,
             "tokens": self.tokens,
         }
+
+
+def _refuse_unused(model: str, training: dict[str, Any], options: dict[str, Any], where: str) -> None:
+    """Refuse options that the model would ignore."""
+    if model == "optimal":
+        for name, value in training.items():
+            if value is not None:
+                raise DataError(
+                    f"{where}: {name}={value!r} is of a training, and model='optimal' is a closed form. "
+                    "Leave it out, or use model='linear'."
+                )
+    if model != "gpt2":
+        for name, usual in SIZES.items():
+            if options[name] != usual:
+                raise DataError(
+                    f"{where}: {name}={options[name]!r} is of a transformer; model={model!r} has none. "
+                    "Leave it out, or use model='gpt2'."
+                )

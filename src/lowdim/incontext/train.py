@@ -228,31 +228,33 @@ class _Job:
         was_training = self.model.training
         self.model.train()
         device = self.trained[0].device
-        for step in range(start, self.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate(step)
-            narrow = torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
-            with narrow:
-                loss = objective(self.draw(step, rank))
-            if accelerator is None:
-                loss.backward()
-            else:
-                accelerator.backward(loss)
-            if self.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            recent.append(loss.detach())
-            last = step + 1 == self.steps
-            saving = kept is not None and ((step + 1) % save_every == 0 or last)
-            # Waiting for the loss of every step would let a GPU run dry.
-            if (step + 1) % _TOLD == 0 or last or saving:
-                self.settle(recent, step)
-                if callback is not None and main:
-                    callback(step + 1, self.steps, self.losses[-1])
-                if saving and main and kept is not None:
-                    self.save(kept, step + 1)
-        self.model.train(was_training)
+        try:
+            for step in range(start, self.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.rate(step)
+                narrow = torch.autocast(device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+                with narrow:
+                    loss = objective(self.draw(step, rank))
+                if accelerator is None:
+                    loss.backward()
+                else:
+                    accelerator.backward(loss)
+                if self.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(self.trained, self.clip)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                recent.append(loss.detach())
+                last = step + 1 == self.steps
+                saving = kept is not None and ((step + 1) % save_every == 0 or last)
+                # Waiting for the loss of every step would let a GPU run dry.
+                if (step + 1) % _TOLD == 0 or last or saving:
+                    self.settle(recent, step)
+                    if callback is not None and main:
+                        callback(step + 1, self.steps, self.losses[-1])
+                    if saving and main and kept is not None:
+                        self.save(kept, step + 1)
+        finally:
+            self.model.train(was_training)
         unit = self.tasks.variance or 1.0
         return History(
             tuple(self.losses),

@@ -20,6 +20,7 @@ from lowdim.inverse.consistency import (
     solver_for,
     warn_unmet,
 )
+from lowdim.inverse.latent import LatentPrior
 from lowdim.inverse.noise import ImageNoise, Seeds
 from lowdim.inverse.priors import Prior
 from lowdim.inverse.problem import Problem
@@ -121,6 +122,8 @@ class DCDP:
         momentum: float = 0.0,
         average: int = 1,
     ) -> None:
+        if isinstance(prior, LatentPrior):
+            raise DataError("DCDP: the prior is one of latents. Use LatentDCDP, or ReSample.")
         self.times = purification_times(
             steps, t0=t0, t_end=t_end, schedule=schedule, alphas_cumprod=prior.alphas_cumprod
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lowdim.errors import DataError, Diverged
+from lowdim.inverse.latent import LatentPrior
 from lowdim.inverse.noise import ImageNoise, Seeds
 from lowdim.inverse.priors import Prior
 from lowdim.inverse.problem import Problem
@@ -53,6 +54,8 @@ class DPS:
     """
 
     def __init__(self, prior: Prior, *, steps: int = 100, zeta: float = 1.0) -> None:
+        if isinstance(prior, LatentPrior):
+            raise DataError("DPS: the prior is one of latents. Use LatentDPS.")
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= prior.train_steps:
             raise DataError(f"DPS: steps={steps!r} must be a whole number of 1 to {prior.train_steps}.")
         if not zeta >= 0:

@@ -12,8 +12,9 @@ from lowdim.incontext.words import sentence
 
 TINY = {
     **{"d": 4, "r": 1, "n": 5, "angles_deg": [0, 90], "prompts": 20, "baselines": ["zero"], "steps": 30},
-    **{"batch": 8, "n_layer": 1, "n_head": 1, "n_embd": 8},
+    "batch": 8,
 }
+SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 8}
 OPTIMAL = {"d": 6, "r": 2, "n": 30, "angles_deg": [0, 45, 90], "prompts": 50, "noise": 0.1}
 
 
@@ -40,7 +41,16 @@ def test_the_best_linear_attention_stands_beside_theory_and_baselines():
 
 @pytest.mark.parametrize("model", ["linear", "gpt2"])
 def test_trained_models_are_saved_and_loaded(model, tmp_path):
-    result = study(model, **TINY, ranks=[1], adapt_steps=5, seeds=2, seed=3, output=tmp_path)
+    result = study(
+        model,
+        **TINY,
+        **(SIZES if model == "gpt2" else {}),
+        ranks=[1],
+        adapt_steps=5,
+        seeds=2,
+        seed=3,
+        output=tmp_path,
+    )
     again = StudyResult.load(tmp_path)
     pd.testing.assert_frame_equal(again.risks, result.risks, check_dtype=False)
     pd.testing.assert_frame_equal(again.adapters, result.adapters, check_dtype=False)
@@ -61,7 +71,7 @@ def test_trained_models_are_saved_and_loaded(model, tmp_path):
 
 @pytest.mark.parametrize("phase", ["measure", "adapt"])
 def test_a_study_that_was_stopped_ends_with_the_same_result(phase, tmp_path, monkeypatch):
-    whole = study("gpt2", **TINY, ranks=[1, 2], adapt_steps=5)
+    whole = study("gpt2", **TINY, **SIZES, ranks=[1, 2], adapt_steps=5)
 
     def stop(*given):
         raise KeyboardInterrupt
@@ -69,14 +79,15 @@ def test_a_study_that_was_stopped_ends_with_the_same_result(phase, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(pipeline._Job, phase, stop)
         with pytest.raises(KeyboardInterrupt):
-            study("gpt2", **TINY, ranks=[1, 2], adapt_steps=5, output=tmp_path)
+            study("gpt2", **TINY, **SIZES, ranks=[1, 2], adapt_steps=5, output=tmp_path)
     assert not (tmp_path / "report.json").exists()
     with pytest.raises(RunError, match="unfinished run"):
-        study("gpt2", **TINY, ranks=[1, 2], adapt_steps=5, output=tmp_path)
+        study("gpt2", **TINY, **SIZES, ranks=[1, 2], adapt_steps=5, output=tmp_path)
     told = []
     resumed = study(
         "gpt2",
         **TINY,
+        **SIZES,
         ranks=[1, 2],
         adapt_steps=5,
         output=tmp_path,
@@ -87,7 +98,7 @@ def test_a_study_that_was_stopped_ends_with_the_same_result(phase, tmp_path, mon
     assert ("measure", 1, 1, "done before") in told or phase == "measure"
     assert lasting(resumed.report) == lasting(whole.report)
     assert all(torch.equal(resumed.weights[name], value) for name, value in whole.weights.items())
-    finished = study("gpt2", **TINY, ranks=[1, 2], adapt_steps=5, output=tmp_path, resume=True)
+    finished = study("gpt2", **TINY, **SIZES, ranks=[1, 2], adapt_steps=5, output=tmp_path, resume=True)
     assert finished.report == json.loads((tmp_path / "report.json").read_text())
 
 
@@ -111,6 +122,8 @@ def test_a_study_that_was_stopped_ends_with_the_same_result(phase, tmp_path, mon
         ({"model": "gpt2", "n": 8, "context_lengths": [9]}, DataError, "exceeds n_positions=9"),
         ({"model": "linear", "steps": 0}, DataError, "steps=0"),
         ({"model": "linear", "lr": -1.0}, DataError, "lr=-1.0"),
+        ({"steps": 100}, DataError, "steps=100 is of a training, and model='optimal'"),
+        ({"model": "linear", "tokens": "alternating"}, DataError, "tokens='alternating' is of a transformer"),
         ({"family": "relu"}, DataError, "model='optimal' is for linear functions"),
         ({"family": "deep"}, DataError, "family='deep' is unknown"),
         ({"toward": "up"}, DataError, "toward='up' is unknown"),

@@ -125,8 +125,9 @@ def test_divergence_is_told_with_its_step():
     model = small()
     model.read_out.weight.data.fill_(float("nan"))
     with pytest.raises(Diverged, match=r"Lower lr=0\.01") as raised:
-        train(model, TASKS, **FAST)
+        train(model.eval(), TASKS, **FAST)
     assert raised.value.step == 1
+    assert not model.training
 
 
 @pytest.mark.parametrize(

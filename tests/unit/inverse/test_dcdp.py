@@ -8,6 +8,7 @@ from lowdim.inverse import (
     CallablePrior,
     GMMPrior,
     Inpainting,
+    LatentPrior,
     Pooling,
     Problem,
     Reconstruction,
@@ -168,6 +169,14 @@ def test_progress_is_told(prior, images):
 def test_impossible_options_are_refused(prior, options, message):
     with pytest.raises(DataError, match=message):
         DCDP(prior, **options)
+
+
+def test_priors_of_latents_are_sent_to_the_solvers_of_latents(prior):
+    latent = LatentPrior(prior, encode=lambda x: x, decode=lambda z: z, factor=1)
+    with pytest.raises(DataError, match="Use LatentDCDP"):
+        DCDP(latent)
+    with pytest.raises(DataError, match="Use LatentDPS"):
+        DPS(latent)
 
 
 def test_a_logarithm_asks_for_a_start(prior):
