@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lowdim.errors import DataError, LowdimWarning
@@ -15,11 +14,9 @@ __all__ = [
     "check_batches",
     "check_columns",
     "check_launch",
-    "check_overlap",
     "check_pair",
     "check_rewards",
     "check_settings",
-    "checked_reward",
     "shared_vocabulary",
 ]
 
@@ -381,6 +378,7 @@ def check_columns(columns: Iterable[str], rewards: Sequence[Any]) -> None:
 
 
 def _needed(reward: Any) -> list[str]:
+    reward = getattr(reward, "reward", reward)  # out of CheckedReward
     if isinstance(reward, str) or hasattr(reward, "parameters"):
         return []
     if isinstance(getattr(reward, "column", None), str):
@@ -391,78 +389,3 @@ def _needed(reward: Any) -> list[str]:
         return []
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in parameters if p.kind in named and p.default is p.empty and p.name not in GIVEN]
-
-
-def check_overlap(train: Iterable[Any], evaluation: Iterable[Any]) -> None:
-    """Refuse evaluation prompts that are trained on.
-
-    Parameters
-    ----------
-    train, evaluation : iterable
-        Prompts, strings or lists of messages.
-
-    Raises
-    ------
-    DataError
-        With the number of prompts in both, and one of them.
-
-    Examples
-    --------
-    >>> check_overlap(["1+1="], ["1+2="])
-    """
-    known = {repr(prompt) for prompt in train}
-    both = [prompt for prompt in evaluation if repr(prompt) in known]
-    if both:
-        raise DataError(
-            f"HybridGRPOTrainer: {len(both):,} prompts are in both the training and the evaluation data, for "
-            f"instance {str(both[0])[:80]!r}. Take them out of one, else the evaluation measures memory."
-        )
-
-
-def checked_reward(reward: Callable[..., Any]) -> Callable[..., list[float | None]]:
-    """Look at what a reward function answers: one finite number, or None, per completion.
-
-    Parameters
-    ----------
-    reward : callable
-        ``f(prompts, completions, completion_ids, **columns)``; not a coroutine.
-
-    Returns
-    -------
-    callable
-        With the same name. It raises DataError for a wrong count, something else than numbers, infinity or
-        NaN.
-
-    Examples
-    --------
-    >>> checked_reward(lambda completions, **_: [1, None])(prompts=["a", "b"], completions=["c", "d"])
-    [1, None]
-    """
-
-    @wraps(reward)
-    def checked(*args: Any, **kwargs: Any) -> list[float | None]:
-        rewards = reward(*args, **kwargs)
-        name = getattr(reward, "__name__", type(reward).__name__)
-        completions = kwargs.get("completions", ())
-        if not hasattr(rewards, "__len__") or len(rewards) != len(completions):
-            count = len(rewards) if hasattr(rewards, "__len__") else type(rewards).__name__
-            raise DataError(
-                f"reward {name}: returned {count} rewards for {len(completions)} completions. "
-                "Return a list with one number, or None, per completion."
-            )
-        for row, value in enumerate(rewards):
-            if value is None:
-                continue
-            try:
-                finite = math.isfinite(value)
-            except TypeError:
-                finite = False
-            if not finite:
-                raise DataError(
-                    f"reward {name}: returned {value!r} for completion {row} "
-                    f"({str(completions[row])[:80]!r}). Return a finite number, or None where it does not "
-                    "apply."
-                )
-        return rewards
-
-    return checked

@@ -70,6 +70,7 @@ class Guards:
     _mean: float | None = None
     _best: float = -math.inf
     _start: float | None = None
+    _truncated: float | None = None
 
     def watch(
         self, rewards: Tensor, shares: GroupShares, *, truncated: float, log_weight: Tensor | None = None
@@ -91,10 +92,12 @@ class Guards:
         there = rewards[~rewards.isnan()].double()
         if there.numel():
             self._watch_rewards(there, shares)
-        if self.flat and truncated > TRUNCATED:
+        before = truncated if self._truncated is None else self._truncated
+        self._truncated = 0.9 * before + 0.1 * truncated
+        if self.flat and self._batches >= FIRST_BATCHES and self._truncated > TRUNCATED:
             self._say(
                 "truncated",
-                f"{truncated:.0%} of the rollouts were cut off at max_completion_length before they ended. "
+                f"{self._truncated:.0%} of the rollouts were cut off at max_completion_length before they ended. "
                 "Raise max_completion_length, or ask for shorter answers in the prompt.",
             )
         if log_weight is not None:
@@ -189,6 +192,7 @@ class Guards:
             "mean": self._mean,
             "best": None if math.isinf(self._best) else self._best,
             "start": self._start,
+            "truncated": self._truncated,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -198,5 +202,5 @@ class Guards:
         self._far, self._batches, self._zero = state["far"], state["batches"], state["zero"]
         low, high = state["rewards"]
         self._rewards = (math.inf if low is None else low, -math.inf if high is None else high)
-        self._mean, self._start = state["mean"], state["start"]
+        self._mean, self._start, self._truncated = state["mean"], state["start"], state["truncated"]
         self._best = -math.inf if state["best"] is None else state["best"]

@@ -19,9 +19,11 @@ from trl.trainer.utils import (
 
 from lowdim.errors import DataError
 from lowdim.policy import door
+from lowdim.policy.data import check_disjoint
 from lowdim.policy.guards import Guards
 from lowdim.policy.large import load_optimizer, save_optimizer
 from lowdim.policy.ledger import CostLedger
+from lowdim.policy.rewards.contract import checked
 from lowdim.policy.trl.config import HybridGRPOConfig
 from lowdim.policy.trl.models import (
     base_of,
@@ -345,9 +347,9 @@ def _check(model: Any, large: Any, args: HybridGRPOConfig, rewards: Any, train: 
     if isinstance(evaluation, Dataset):
         door.check_columns(evaluation.column_names, given)
         if isinstance(train, Dataset):
-            door.check_overlap(train["prompt"], evaluation["prompt"])
+            check_disjoint(train, evaluation)
 
 
 def _checked(reward: Any) -> Any:
     plain = callable(reward) and not isinstance(reward, torch.nn.Module) and not is_async_callable(reward)
-    return door.checked_reward(reward) if plain else reward
+    return checked(reward) if plain else reward
