@@ -23,6 +23,7 @@ _PROMPT = ("prompt_ids", "prompt_mask")
 _COMPLETION = (
     *("completion_ids", "completion_mask", "tool_mask", "importance_sampling_ratio"),
     *("old_per_token_logps", "ref_per_token_logps", "sampling_per_token_logps"),
+    *("sampling_logps", "large_logps"),  # of two policies
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from trl import GRPOConfig
 
 from lowdim.policy.door import check_batches, check_settings
+from lowdim.policy.stages import check_stages
 
 __all__ = ["HybridGRPOConfig"]
 
@@ -70,6 +71,10 @@ class HybridGRPOConfig(GRPOConfig):
         failed.
     stage_audit : float
         Share of the prompts that are never staged.
+    stage_cooldown : int
+        Generations without staging after the policy began to forget what it could do.
+    solved_reward : float or None
+        Reward of a right answer, by which a prompt counts as solved; None is 1, with one reward function.
     offload_large : {False, True, "all"}
         What of the large model waits in the CPU's memory during generation: nothing, the optimizer's
         moments, or these and the weights.
@@ -137,6 +142,8 @@ class HybridGRPOConfig(GRPOConfig):
     )
     staged_rollouts: int | None = field(default=None, metadata={"help": "Rollouts of the first stage."})
     stage_audit: float = field(default=0.05, metadata={"help": "Share of the prompts that are never staged."})
+    stage_cooldown: int = field(default=20, metadata={"help": "Generations without staging after an alarm."})
+    solved_reward: float | None = field(default=None, metadata={"help": "Reward of a right answer. None: 1."})
     offload_large: bool | str = field(default=False, metadata={"help": "False, True (moments) or all."})
     warn_ratios: bool = field(default=True, metadata={"help": "Warn if the policies are far apart."})
     warn_weak: bool = field(default=True, metadata={"help": "Warn if the small model hardly ever succeeds."})
@@ -161,6 +168,7 @@ class HybridGRPOConfig(GRPOConfig):
             self.large_learning_rate = self.learning_rate
         self.scale_rewards = {True: "group", False: "none"}.get(self.scale_rewards, self.scale_rewards)
         check_settings(self)
+        check_stages(self)
         if not plain and self.generation_batch_size is None:
             slices = self.steps_per_generation or self.gradient_accumulation_steps
             self._check_batches(slices)

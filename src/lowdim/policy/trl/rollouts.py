@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
@@ -21,6 +20,7 @@ from lowdim.policy.guards import Guards
 from lowdim.policy.hints import sampling_log_probs
 from lowdim.policy.ledger import CostLedger, flops_per_token
 from lowdim.policy.selection import select_rows
+from lowdim.policy.trl.economies import EconomicTrainer
 
 __all__ = ["RolloutTrainer"]
 
@@ -31,7 +31,7 @@ ROWS = (
 )
 
 
-class RolloutTrainer(GRPOTrainer):
+class RolloutTrainer(EconomicTrainer):
     """The first half of a step: steps 1 to 8 of the method, in the hooks of TRL's trainer."""
 
     # TRL says None where a training run has something.

@@ -153,6 +153,7 @@ class HybridGRPOTrainer(UpdateTrainer):
             self._time_sync()
         if self.second is not None:
             self._join(large)
+        self._set_economies()
         self.add_callback(OptimizerClock(self))
 
     @property
@@ -211,7 +212,7 @@ class HybridGRPOTrainer(UpdateTrainer):
     def _prepare_large(self, max_steps: int, checkpoint: str | None) -> None:
         second, device = self.second, self.accelerator.device
         if checkpoint is not None and second.trainable:
-            load_weights(second.model, Path(checkpoint) / LARGE)
+            load_weights(second.model, Path(checkpoint) / LARGE / "model")
         if not self.is_fsdp_enabled and not hasattr(second.model, "hf_device_map"):
             second.model.to(device)
         if not second.trainable:
@@ -280,13 +281,15 @@ class HybridGRPOTrainer(UpdateTrainer):
                 self._buffered_inputs, folder / f"rollouts_{self.accelerator.process_index}.safetensors"
             )
         if self.second is not None and self.second.trainable:
-            self.save_large(folder / LARGE)
+            # One floor lower: transformers takes any folder with adapters in a checkpoint for the small model's.
+            self.save_large(folder / LARGE / "model")
             if self.args.should_save:
                 save_optimizer(self.second.optimizer, folder / LARGE, extra=self.second.state_dict())
         if self.args.should_save:
             state = {
                 "ledger": self.ledger.state_dict(),
                 "guards": self.guards.state_dict(),
+                "stages": None if self.stages is None else self.stages.state_dict(),
                 "largest_reward": self._largest_reward,
                 "slices": self._step,
             }
@@ -300,6 +303,8 @@ class HybridGRPOTrainer(UpdateTrainer):
             state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
             self.ledger.load_state_dict(state["ledger"])
             self.guards.load_state_dict(state["guards"])
+            if self.stages is not None and state.get("stages"):
+                self.stages.load_state_dict(state["stages"])
             self._largest_reward = state["largest_reward"]
             self._step = state["slices"]
         rollouts = checkpoint / f"rollouts_{self.accelerator.process_index}.safetensors"

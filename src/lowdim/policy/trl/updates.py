@@ -68,10 +68,6 @@ class UpdateTrainer(RolloutTrainer):
         self._logps = None
         return loss
 
-    def _large_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Choose what the large policy is trained on: the small one's slice."""
-        return batch
-
     def _update_large(self, batch: dict[str, Any]) -> None:
         second, accelerator = self.second, self.accelerator
         with self.ledger.phase("update_large"):
