@@ -46,10 +46,11 @@ def final_answer(completion: str) -> FinalAnswer | None:
     r"""Find the final answer of a completion.
 
     Thoughts do not count: only what follows the last ``</think>`` is read, and a completion that was cut off
-    inside ``<think>``, or inside its only marked answer, has no answer. Of the marks ``\boxed{}``, ``<answer></answer>`` and "####" the one that
-    ends last counts, so a second answer replaces the first and several answers earn no more than one. A box
-    inside an answer tag, or inside a box, is opened. Without a mark, what follows the last "answer is" or
-    "answer:" counts, else the last line. The time taken is linear in the length, whatever the text.
+    inside ``<think>``, or inside its only marked answer, has no answer. Of the marks ``\boxed{}``,
+    ``<answer></answer>`` and "####" the one that ends last counts, so a second answer replaces the first and
+    several answers earn no more than one. A box inside an answer tag, or inside a box, is opened. Without a
+    mark, what follows the last "answer is" or "answer:" counts, else the last line. The time taken is linear
+    in the length, whatever the text.
 
     Parameters
     ----------
