@@ -12,7 +12,7 @@ from torch import Tensor
 from lowdim.errors import DataError, ShapeError
 from lowdim.policy.effective import EXPONENT, log_ratio
 
-__all__ = ["RatioLevel", "RatioStatistics", "clipped_surrogate"]
+__all__ = ["RatioLevel", "RatioStatistics", "clipped_surrogate", "truncated_surrogate"]
 
 RatioLevel = Literal["token", "sequence"]
 
@@ -141,6 +141,65 @@ def clipped_surrogate(
     objective = torch.minimum(capped * A, clipped * A)
     loss = -(objective * mask).sum() / ((rows or logp.shape[0]) * max_length)
     return loss, _statistics(w.detach(), A, mask, low, high)
+
+
+def truncated_surrogate(
+    logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor, *, max_length: int, cap: float
+) -> tuple[Tensor, RatioStatistics]:
+    """Compute minus 1/G sum_i 1/N sum_t sg(min(w, cap)) A log pi, the loss with truncated ratios (ours).
+
+    Clipping takes the gradient away from every token that the large policy finds 1 + eps times likelier than
+    the small one: it can hardly come to know more than the policy that samples. Here such tokens keep their
+    gradient, and no weight exceeds the cap, whatever the sign of the advantage.
+
+    Parameters
+    ----------
+    logp, logp_old, advantage, mask, max_length
+        See :func:`clipped_surrogate`.
+    cap : float
+        Largest weight of a token, positive.
+
+    Returns
+    -------
+    loss : Tensor
+        A scalar. Its value is no objective; its gradient is what is meant.
+    statistics : RatioStatistics
+        Tokens above the cap stand under `clipped_high`.
+
+    Raises
+    ------
+    DataError
+        If the cap is not positive.
+    ShapeError
+        If shapes differ.
+
+    References
+    ----------
+    Ionides, "Truncated Importance Sampling", 2008; MiniMax, "MiniMax-M1" (CISPO), 2025.
+
+    Examples
+    --------
+    >>> import torch
+    >>> logp = torch.log(torch.tensor([[0.5], [0.5]])).requires_grad_()
+    >>> old = torch.log(torch.tensor([[0.1], [0.5]]))
+    >>> loss, _ = truncated_surrogate(logp, old, torch.tensor([1.0, -1.0]), torch.ones(2, 1), max_length=1,
+    ...                               cap=2.0)
+    >>> loss.backward()
+    >>> logp.grad.flatten()
+    tensor([-1.0000,  0.5000])
+    """
+    if not cap > 0:
+        raise DataError(f"truncated_surrogate: cap={cap} is not positive. Give 1 to 3.")
+    if advantage.shape != logp.shape[:1]:
+        raise ShapeError(
+            f"truncated_surrogate: {tuple(advantage.shape)} advantages for {logp.shape[0]} rollouts."
+        )
+    log_weight = log_ratio(logp, logp_old.detach(), mask)
+    A = advantage.detach().to(log_weight.dtype)[:, None]
+    w = torch.exp(log_weight.detach().clamp(-EXPONENT, EXPONENT))
+    # log_weight has the gradient of log pi, and is 0 at padding.
+    loss = -(w.clamp(max=cap) * A * log_weight).sum() / (logp.shape[0] * max_length)
+    return loss, _statistics(w, A, mask, math.inf, cap - 1)
 
 
 @torch.no_grad()
