@@ -28,8 +28,10 @@ from lowdim.policy.evaluation import Evaluation
 from lowdim.policy.guards import Guards
 from lowdim.policy.ledger import CostLedger
 from lowdim.policy.memory import MemoryPlan, ModelSize, memory_plans
+from lowdim.policy.pipeline import codistill
 from lowdim.policy.plan import plan
 from lowdim.policy.planned import Plan
+from lowdim.policy.result import HybridGRPOResult
 from lowdim.policy.selection import select_extremes, select_rows
 from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
 from lowdim.policy.templates import fill_template
@@ -55,6 +57,7 @@ __all__ = [
     "GroupShares",
     "Guards",
     "HybridGRPOConfig",
+    "HybridGRPOResult",
     "HybridGRPOTrainer",
     "MemoryPlan",
     "ModelSize",
@@ -68,6 +71,7 @@ __all__ = [
     "check_gold",
     "checked",
     "clipped_surrogate",
+    "codistill",
     "distillation_loss",
     "distillation_term",
     "effective_reward",

@@ -137,6 +137,9 @@ class Phase:
         if main:
             (self.folder / "small" / "training_args.bin").unlink(missing_ok=True)
             ledger = trainer.ledger.table().to_dict("records")
+            for row in ledger:  # the trainer's only model may be the large one
+                stem, _, which = row["phase"].rpartition("_")
+                row["phase"] = f"{stem}_{self.models[which]}" if which in self.models else row["phase"]
             record = {
                 "steps": trainer.state.global_step,
                 "metrics": [{"phase": self.name, **row} for row in trainer.state.log_history],

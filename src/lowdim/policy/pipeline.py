@@ -13,6 +13,7 @@ from lowdim.policy.data import Prompts, check_disjoint, read_prompts
 from lowdim.policy.job import Job
 from lowdim.policy.phases import Callback, Examination, Progress, quiet
 from lowdim.policy.result import HybridGRPOResult
+from lowdim.policy.rewards.answer import check_gold
 from lowdim.policy.rewards.contract import name_of
 from lowdim.policy.settings import METHODS, PAIRED, managed, settings_of, telling
 from lowdim.policy.sources import (
@@ -139,6 +140,9 @@ def codistill(
     data = _prompts(train), None if evaluate is None else _prompts(evaluate)
     if data[1] is not None:
         check_disjoint(data[0], data[1])
+    check_gold([*given, *([] if accuracy is None else [accuracy])], data[0])
+    if data[1] is not None:
+        check_gold([given[0] if accuracy is None else accuracy], data[1])
     settings = settings_of(config, HybridGRPOConfig)
     method = settings.get("method", "hybrid")
     _check_pair(method, large, continue_steps)

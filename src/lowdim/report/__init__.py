@@ -22,6 +22,7 @@ from lowdim.report.incontext import incontext_page
 from lowdim.report.inverse import inverse_page
 from lowdim.report.page import Card, Page
 from lowdim.report.phase import phase_page, transition_page
+from lowdim.report.policy import policy_page
 from lowdim.report.regress import coefficient_map, regress_page
 from lowdim.report.track import track_page
 
@@ -34,6 +35,7 @@ __all__ = [
     "incontext_page",
     "inverse_page",
     "phase_page",
+    "policy_page",
     "regress_page",
     "track_page",
     "transition_page",
