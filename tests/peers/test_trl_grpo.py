@@ -72,7 +72,10 @@ def test_method_grpo_is_trl(tmp_path, accumulate):
         ours.train()
     assert tiny.distance(theirs.model, ours.model) == 0.0
     theirs, ours = (
-        [{k: v for k, v in row.items() if "time" not in k and "per_second" not in k} for row in t.state.log_history]
+        [
+            {k: v for k, v in row.items() if "time" not in k and "per_second" not in k}
+            for row in t.state.log_history
+        ]
         for t in (theirs, ours)
     )
     assert theirs == ours

@@ -97,8 +97,8 @@ class Guards:
         if self.flat and self._batches >= FIRST_BATCHES and self._truncated > TRUNCATED:
             self._say(
                 "truncated",
-                f"{self._truncated:.0%} of the rollouts were cut off at max_completion_length before they ended. "
-                "Raise max_completion_length, or ask for shorter answers in the prompt.",
+                f"{self._truncated:.0%} of the rollouts were cut off at max_completion_length before their "
+                "end. Raise max_completion_length, or ask for shorter answers in the prompt.",
             )
         if log_weight is not None:
             self.pool.update(log_weight[log_weight.isfinite()])

@@ -170,6 +170,11 @@ def _plain(value: Any) -> bool:
     return True
 
 
+def _like(value: Any, known: Any) -> Any:
+    """Make a tuple of what JSON made a list."""
+    return tuple(value) if isinstance(known, tuple) else value
+
+
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """Unwrap accelerate's optimizer."""
     return getattr(optimizer, "optimizer", optimizer)
@@ -252,7 +257,8 @@ def load_optimizer(optimizer: Any, folder: str | Path) -> dict[str, Any]:
         state.setdefault(int(number), {})[name] = value
     inner = _inner(optimizer)
     groups = [
-        now | saved for now, saved in zip(inner.state_dict()["param_groups"], kept["groups"], strict=False)
+        {name: _like(saved.get(name, value), value) for name, value in now.items()}
+        for now, saved in zip(inner.state_dict()["param_groups"], kept["groups"], strict=False)
     ]
     try:
         inner.load_state_dict({"state": state, "param_groups": groups})

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("trl")
 
-from lowdim.errors import DataError, LowdimWarning  # noqa: E402
-from lowdim.policy import door  # noqa: E402
-from lowdim.policy.trl import HybridGRPOConfig  # noqa: E402
+from lowdim.errors import DataError, LowdimWarning
+from lowdim.policy import door
+from lowdim.policy.trl import HybridGRPOConfig
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(spec)
@@ -42,7 +42,12 @@ REFUSED = [
         "is 30 rollouts, not a multiple of candidates=14.*per_device_train_batch_size=28 or 42",
     ),
     (
-        {"per_device_train_batch_size": 7, "gradient_accumulation_steps": 2, "keep_rollouts": 7, "selection": "top"},
+        {
+            "per_device_train_batch_size": 7,
+            "gradient_accumulation_steps": 2,
+            "keep_rollouts": 7,
+            "selection": "top",
+        },
         "7 kept rollouts.*do not divide into steps_per_generation=2 equal slices",
     ),
 ]
@@ -57,7 +62,13 @@ def test_settings_that_contradict(tmp_path, changes, message):
 def test_settings_follow_the_method(tmp_path):
     def made(**changes):
         config = HybridGRPOConfig(**tiny.settings(tmp_path, **changes))
-        return config.loss_type, config.scale_rewards, config.alpha, config.train_large, config.num_generations
+        return (
+            config.loss_type,
+            config.scale_rewards,
+            config.alpha,
+            config.train_large,
+            config.num_generations,
+        )
 
     assert made() == ("dr_grpo", "none", 1.0, True, 14)
     assert made(method="kdrl") == ("dr_grpo", "none", 1.0, False, 14)
@@ -83,7 +94,7 @@ def test_models_that_do_not_go_together(tmp_path):
     args = HybridGRPOConfig(**tiny.settings(tmp_path))
     with pytest.raises(DataError, match="method='hybrid' needs a large model"):
         tiny.HybridGRPOTrainer(model, reward_funcs=tiny.reward, args=args, train_dataset=tiny.prompts())
-    with pytest.raises(DataError, match="args is a NoneType. Give a HybridGRPOConfig"):
+    with pytest.raises(DataError, match=r"args is a NoneType. Give a HybridGRPOConfig"):
         tiny.HybridGRPOTrainer(model, large=tiny.network(), reward_funcs=tiny.reward)
 
 
@@ -92,7 +103,9 @@ def test_a_tokenizer_of_other_words(tmp_path):
     large.save_pretrained(tmp_path / "large")
     other = tiny.tokenizer(["<pad>", "$", *"0123456789=+"])
     other.save_pretrained(tmp_path / "large")
-    with pytest.raises(DataError, match="vocabularies differ in 2 tokens, for instance '[+]' is 12 .* and 13"):
+    with pytest.raises(
+        DataError, match=r"vocabularies differ in 2 tokens, for instance '[+]' is 12 .* and 13"
+    ):
         built(tmp_path / "run", large=str(tmp_path / "large"))
 
 
@@ -111,9 +124,9 @@ def test_vocabularies():
 
 def test_data_and_rewards(tmp_path):
     renamed = tiny.prompts().rename_column("prompt", "question")
-    with pytest.raises(DataError, match="no column 'prompt'. Columns: answer, question"):
+    with pytest.raises(DataError, match=r"no column 'prompt'. Columns: answer, question"):
         built(tmp_path, train=renamed)
-    with pytest.raises(DataError, match="reward reward needs the column 'answer'. Columns: prompt"):
+    with pytest.raises(DataError, match=r"reward reward needs the column 'answer'. Columns: prompt"):
         built(tmp_path, train=tiny.prompts().remove_columns("answer"))
     with pytest.raises(DataError, match="no reward function"):
         built(tmp_path, reward_funcs=None)
@@ -155,7 +168,7 @@ def test_launches_that_cannot_work():
     def changed(**values):
         return SimpleNamespace(**vars(plain) | values)
 
-    with pytest.raises(DataError, match="DeepSpeed owns one model and optimizer per engine.*FSDP2"):
+    with pytest.raises(DataError, match=r"DeepSpeed owns one model and optimizer per engine.*FSDP2"):
         door.check_launch(changed(deepspeed="zero2.json"), two=True, train_large=True)
     door.check_launch(changed(deepspeed="zero2.json"), two=False, train_large=False)
     with pytest.raises(DataError, match="fp16=True scales the gradients of both"):

@@ -3,7 +3,7 @@
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback  # noqa: F401
 
 from lowdim.policy.trl import HybridGRPOConfig, HybridGRPOTrainer
 
@@ -29,7 +29,7 @@ def tokenizer(characters=CHARACTERS):
     )
 
 
-def network(width=16, *, seed=0, rows=len(CHARACTERS)):
+def network(width=16, *, seed=0, rows=14):
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=rows,
@@ -49,7 +49,9 @@ def network(width=16, *, seed=0, rows=len(CHARACTERS)):
 
 def prompts(count=64):
     pairs = [(a, b) for a in range(8) for b in range(8)][:count]
-    return Dataset.from_dict({"prompt": [f"{a}+{b}=" for a, b in pairs], "answer": [str(a + b) for a, b in pairs]})
+    return Dataset.from_dict(
+        {"prompt": [f"{a}+{b}=" for a, b in pairs], "answer": [str(a + b) for a, b in pairs]}
+    )
 
 
 def reward(prompts, completions, answer, **_):

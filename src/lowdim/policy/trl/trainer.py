@@ -281,7 +281,8 @@ class HybridGRPOTrainer(UpdateTrainer):
                 self._buffered_inputs, folder / f"rollouts_{self.accelerator.process_index}.safetensors"
             )
         if self.second is not None and self.second.trainable:
-            # One floor lower: transformers takes any folder with adapters in a checkpoint for the small model's.
+            # One floor lower: transformers takes any folder with adapters in a checkpoint for the small
+            # model's.
             self.save_large(folder / LARGE / "model")
             if self.args.should_save:
                 save_optimizer(self.second.optimizer, folder / LARGE, extra=self.second.state_dict())
