@@ -12,7 +12,7 @@ TAIL = 16_384
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_SAYS = re.compile(r"(?i:\banswer)(?:[ \t]+is)?[ \t]*[:=]?[ \t]*(?:\*\*[ \t]*)?([^\n]*)")
+_SAYS = re.compile(r"(?i:\banswer)[ \t*]*(?:is\b|[:=])[ \t]*:?")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 
 
@@ -85,8 +85,9 @@ def final_answer(completion: str) -> FinalAnswer | None:
     said = None
     for said in _SAYS.finditer(tail):  # noqa: B007  (the last one is wanted)
         pass
-    if said is not None and said.group(1).strip(" .*"):
-        return FinalAnswer(said.group(1).strip(), "says")
+    behind = "" if said is None else tail[said.end() :].partition("\n")[0].strip()
+    if behind.strip(" .*"):
+        return FinalAnswer(behind, "says")
     line = next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
     return FinalAnswer(line, "none") if line else None
 

@@ -18,7 +18,7 @@ LARGEST_EXPONENT = 400
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d{1,3}(?: \d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
 _TEN = r"10\s*(?:\^|\*\*)\s*\{?\s*[+-]?\d{1,4}\s*\}?"
 _POWER = rf"(?:[eE][+-]?\d{{1,4}}|\s*\*\s*{_TEN})"
-_WORD = r"[^\W\d_]+(?:\^?\{?[23]\}?)?"
+_WORD = r"[^\W\d_]+(?:\s*\^\s*\{?[23]\}?|[23])?"
 _WHOLE = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<money>(?:US|C|A)?[$€£¥₹]|USD|EUR|GBP)?\s*(?P<sign2>[+-]?)\s*"
     rf"(?:(?P<mixed>\d+)\s+(?P<top>\d+)/(?P<bottom>\d+)"
@@ -32,6 +32,7 @@ _PIECE = re.compile(
     rf"(?:\d+ \d+/\d+|{_DIGITS})(?:{_POWER}|\s*/\s*\d+(?:\.\d+)?)?\s*%?"
 )
 _NO_UNIT = re.compile(r"\b(?:or|and|to)\b")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _EXPONENT = re.compile(r"([+-]?\d+)\s*\}?$")
 # Between two candidates of one answer: "3 or 4", "3 dollars, 4", "x = 3 and x = 4", "3 / 4 / 5", "3 4".
 _JOINED = re.compile(
@@ -142,7 +143,7 @@ def read_answer(answer: FinalAnswer) -> Quantity | None:
         return whole
     pieces = [(match, _read(match.group())) for match in _PIECE.finditer(text)]
     found = [(match, quantity) for match, quantity in pieces if quantity is not None]
-    if not found:
+    if not found or _CONTROL.search(text):
         return None
     equals = text.rfind("=")
     behind = [place for place, (match, _) in enumerate(found) if match.start() > equals >= 0]
