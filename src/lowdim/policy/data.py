@@ -161,7 +161,7 @@ def read_prompts(
     keys = [question_key(question) for question in questions]
     kept = _first_of_each(keys, golds, notes)
 
-    renamed = {"prompt", "answer", *((asked,) if asked != "question" else ()), answered}
+    renamed = {"prompt", "answer", asked, answered}
     table: dict[str, list[Any]] = {
         "prompt": [
             questions[i]
