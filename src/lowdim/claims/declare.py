@@ -26,6 +26,7 @@ SYSTEMS = (
     "flatness",
     "incontext",
     "phase",
+    "policy",
     "rates",
     "regress",
     "resample",

@@ -12,6 +12,7 @@ from lowdim.policy.arithmetic import (
     CHARACTERS,
     RECIPES,
     Addition,
+    Decoder,
     Recipe,
     closeness,
     completion_mask,
@@ -102,8 +103,6 @@ def test_sizes_of_the_decoders():
     assert weights_of(small_decoder(seed=0)) == 60_213
     assert weights_of(large_decoder(seed=0)) == 235_613
     with pytest.raises(DataError, match="not divisible"):
-        from lowdim.policy.arithmetic import Decoder
-
         Decoder(10, heads=4)
 
 
@@ -200,13 +199,20 @@ def test_every_recipe_trains_what_it_should(task, name):
 def test_work_is_counted_by_tokens(task):
     small, seen = small_decoder(seed=0), []
     recipe = dataclasses.replace(RECIPES["grpo"], prompts=4)
-    learning = train(small, task, recipe=recipe, steps=1, seed=0, callback=seen.append)
+    learning = train(
+        small,
+        task,
+        recipe=recipe,
+        steps=1,
+        seed=0,
+        callback=lambda step, so_far: seen.append((step, so_far.steps)),
+    )
     tokens = learning.generated / (2 * 60_213)
     assert tokens == int(tokens)
     assert 32 <= tokens <= 128
     assert learning.updated == pytest.approx(3 * learning.generated)
     assert learning.scored == 0
-    assert seen == [1]
+    assert seen == [(1, 1)]
 
 
 def test_same_seed_same_training(task):
@@ -229,7 +235,9 @@ def test_recipes_that_cannot_be(task):
 @pytest.mark.parametrize("structure", [LowRank, Blast])
 def test_a_copy_that_keeps_everything_is_the_model(task, structure):
     large = large_decoder(seed=0)
-    small = compressed(large, structure=structure, **({"rank": 80} if structure is LowRank else {"keep": 1.0}))
+    small = compressed(
+        large, structure=structure, **({"rank": 80} if structure is LowRank else {"keep": 1.0})
+    )
     found = closeness(small, large, task, rows=200)
     if structure is LowRank:
         assert found.kl == pytest.approx(0, abs=1e-5)

@@ -167,4 +167,9 @@ def _second_moments(
     model.sample(task.prompt(picked), group=1, max_length=task.max_length, greedy=True)
     for handle in handles:
         handle.remove()  # type: ignore[attr-defined]
-    return {name: sums[name] / counts[name] for name in linears}
+    moments = {name: sums[name] / counts[name] for name in linears}
+    # Normalization leaves one direction without variance: a small ridge instead of a warning and a large one.
+    return {
+        name: moment + 1e-3 * moment.diagonal().mean() * torch.eye(len(moment))
+        for name, moment in moments.items()
+    }

@@ -101,7 +101,7 @@ def train(
     large: Decoder | None = None,
     steps: int = 300,
     seed: int = 0,
-    callback: Callable[[int], None] | None = None,
+    callback: Callable[[int, Learning], None] | None = None,
 ) -> Learning:
     """Train in place, step by step as section 2 of the paper has it.
 
@@ -117,7 +117,7 @@ def train(
     seed : int
         Of prompts, rollouts and ties.
     callback : callable, optional
-        Called with the number of steps done, after each.
+        Called after each step with the number of steps done and what they did so far.
 
     Returns
     -------
@@ -227,7 +227,7 @@ def train(
             out.largest_ratio = max(out.largest_ratio, ratios)
             out.updated += 6 * large_size * int(mask[rows].sum())
         if callback is not None:
-            callback(step + 1)
+            callback(step + 1, out)
     out.seconds = time.process_time() - clock
     return out
 

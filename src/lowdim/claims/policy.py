@@ -1,0 +1,281 @@
+"""Claims about co-distillation of two policies, in the arithmetic world, and about its cost."""
+
+from __future__ import annotations
+
+from lowdim.claims.declare import Measurement, Trial, claim
+from lowdim.claims.sums import from_copy, grpo_large, hybrid, small_alone, starts
+
+__all__: list[str] = []
+
+PAPER = "Kwon et al., CoDistill-GRPO, 2026"
+OWN = "own measurement"
+SIZES = (
+    "two-digit sums in characters; decoders of 60,213 and 235,613 weights, warmed up on noisy answers; "
+    "300 steps of 16 prompts, M = 14, G = 8, alpha = 1; accuracy at temperature 1, exact, on 1,000 held-out "
+    "sums"
+)
+COPIED = f"{SIZES}; the small one a copy of the large one, every matrix cut to rank 12, healed in 100 steps"
+SEEDS = (0, 1, 2)
+
+
+@claim(
+    "policy.large-learns",
+    statement="The large policy learns from rollouts that it never wrote: sampled accuracy",
+    source=PAPER,
+    setting=SIZES,
+    paper="training accuracy rises, at another scale",
+    at_least=0.62,
+    seeds=SEEDS,
+)
+def large_learns(trial: Trial) -> Measurement:
+    row = hybrid(trial, "hybrid", continued=True)
+    return Measurement(row["large sampled"], {"start": starts(trial), **row}, judged=not trial.quick)
+
+
+@claim(
+    "policy.continued",
+    statement="Continued training of 75 steps brings the large policy near GRPO: sampled accuracy",
+    source=PAPER,
+    setting=f"{SIZES}; then 75 steps of GRPO on the large policy",
+    paper="99 % of GRPO's accuracy (57.27 of 57.90), at another scale",
+    at_least=0.80,
+    seeds=SEEDS,
+)
+def continued(trial: Trial) -> Measurement:
+    row = hybrid(trial, "hybrid", continued=True)["continued"]
+    ratio = row["large sampled"] / grpo_large(trial)["large sampled"]
+    return Measurement(row["large sampled"], {**row, "share of GRPO": ratio}, judged=not trial.quick)
+
+
+@claim(
+    "policy.grpo-ahead",
+    statement="GRPO of the large policy on its own rollouts stays ahead without continued training: "
+    "difference of sampled accuracies",
+    source=PAPER,
+    setting=SIZES,
+    paper="57.90 against 53.13 to 53.74, at another scale",
+    at_least=0.10,
+    seeds=SEEDS,
+)
+def grpo_ahead(trial: Trial) -> Measurement:
+    grpo, both = grpo_large(trial), hybrid(trial, "hybrid", continued=True)
+    return Measurement(grpo["large sampled"] - both["large sampled"], {"grpo": grpo}, judged=not trial.quick)
+
+
+@claim(
+    "policy.small-learns",
+    statement="The small policy learns: sampled accuracy",
+    source=PAPER,
+    setting=SIZES,
+    at_least=0.42,
+    seeds=SEEDS,
+)
+def small_learns(trial: Trial) -> Measurement:
+    return Measurement(hybrid(trial, "hybrid", continued=True)["small sampled"], judged=not trial.quick)
+
+
+@claim(
+    "policy.k1-over-k3",
+    statement="Distillation by the log ratio (k1) is better than by k3: difference of the small policy's "
+    "greedy accuracies",
+    source=PAPER,
+    setting=SIZES,
+    paper="k3 is less stable (figure 9)",
+    at_least=0.03,
+    seeds=SEEDS,
+)
+def k1_over_k3(trial: Trial) -> Measurement:
+    k1, k3 = hybrid(trial, "hybrid", continued=True), hybrid(trial, "k3")
+    return Measurement(k1["small greedy"] - k3["small greedy"], {"k3": k3}, judged=not trial.quick)
+
+
+@claim(
+    "policy.all-zero",
+    statement="Prompts without any right rollout, over those of GRPO with 8 (mostly an effect of 14 draws)",
+    source=PAPER,
+    setting=SIZES,
+    paper="fewer zeros (figures 1 and 4)",
+    at_most=0.6,
+    seeds=SEEDS,
+)
+def all_zero(trial: Trial) -> Measurement:
+    ours, theirs = hybrid(trial, "hybrid", continued=True)["all zero"], small_alone(trial, "grpo")["all zero"]
+    return Measurement(ours / theirs, {"hybrid": ours, "grpo": theirs}, judged=not trial.quick)
+
+
+@claim(
+    "policy.small-gain",
+    statement="The small policy's greedy accuracy minus that of GRPO with all 14 rollouts; also against "
+    "GRPO with 8 and against PODS, and at temperature 1 (not reproduced at this scale)",
+    source=PAPER,
+    setting=SIZES,
+    paper="+1.6 to +2.7 points over GRPO on average, at another scale",
+    seeds=SEEDS,
+)
+def small_gain(trial: Trial) -> Measurement:
+    both = hybrid(trial, "hybrid", continued=True)
+    rows = {name: small_alone(trial, name) for name in ("grpo", "grpo-14", "pods")}
+    details = {
+        f"{kind} minus {name}": both[f"small {kind}"] - row[f"small {kind}"]
+        for name, row in rows.items()
+        for kind in ("greedy", "sampled")
+    }
+    return Measurement(details["greedy minus grpo-14"], {**details, "alone": rows}, judged=not trial.quick)
+
+
+@claim(
+    "policy.total-work",
+    statement="Floating-point work of Hybrid-GRPO with continued training, over that of GRPO of the large "
+    "policy (no saving at this scale; generation alone in the details)",
+    source=PAPER,
+    setting=SIZES,
+    paper="18 % less wall-clock time, at another scale, where decoding dominates",
+    seeds=SEEDS,
+)
+def total_work(trial: Trial) -> Measurement:
+    both, grpo = hybrid(trial, "hybrid", continued=True), grpo_large(trial)
+    ratio = {
+        name: (both[name] + both["continued"][name]) / grpo[name] for name in ("work", "generated", "seconds")
+    }
+    return Measurement(ratio["work"], {**ratio, "GRPO on the way": grpo["way"]}, judged=not trial.quick)
+
+
+ABLATIONS = (
+    "no distillation",
+    "no selection",
+    "neither",
+    "k3",
+    "alpha 2",
+    "hints at first",
+    "hints always",
+    "ratio cap 3",
+    "kdrl",
+)
+
+
+@claim(
+    "policy.ablations",
+    statement="Lowest sampled accuracy of the large policy among all ablations, from .45 at the start "
+    "(the collapses do not show in 300 steps); the whole table in the details",
+    source=PAPER,
+    setting=f"{SIZES}; copies by the truncated SVD and by BLAST",
+    paper="collapses without distillation and selection, and with hints throughout",
+    seeds=SEEDS,
+)
+def ablations(trial: Trial) -> Measurement:
+    rows = {name: hybrid(trial, name) for name in ABLATIONS}
+    trained = [row["large sampled"] for name, row in rows.items() if name != "kdrl"]
+    rows |= {f"small: {name}": small_alone(trial, name) for name in ("grpo", "grpo-14", "pods")}
+    rows |= {"hybrid": hybrid(trial, "hybrid", continued=True), "grpo large": grpo_large(trial)}
+    return Measurement(min(trained), rows, judged=not trial.quick)
+
+
+@claim(
+    "policy.copies",
+    statement="Copies of the large policy as its small one: best continued accuracy of the large policy "
+    "among truncated SVD and BLAST at a quarter and a half of each matrix; the whole table in the details",
+    source=OWN,
+    setting=f"{SIZES}; copies healed in 100 steps on the large policy's samples",
+)
+def copies(trial: Trial) -> Measurement:
+    rows = {
+        f"{structure} {keep}": from_copy(trial, f"{structure}-{keep}", structure=structure, keep=keep)
+        for structure in ("lowrank", "blast")
+        for keep in (0.25, 0.5)
+    }
+    rows["rank 12"] = from_copy(trial, "rank-12", rank=12)
+    rows["rank 12, GRPO alone"] = from_copy(trial, "rank-12-alone", rank=12, alone=True)
+    best = max(row["continued"]["large sampled"] for row in rows.values() if "continued" in row)
+    return Measurement(best, rows, judged=not trial.quick)
+
+
+@claim(
+    "policy.copy-ess",
+    statement="A healed copy is close to its large policy: effective sample size of the ratios",
+    source=OWN,
+    setting=COPIED,
+    at_least=0.7,
+    seeds=SEEDS,
+)
+def copy_ess(trial: Trial) -> Measurement:
+    row = from_copy(trial, "rank-12", rank=12)
+    details = {"healed": row["healed"], "before": row["before"]}
+    return Measurement(row["healed"]["ess"], details, judged=not trial.quick)
+
+
+@claim(
+    "policy.copy-kl",
+    statement="A healed copy is close to its large policy: divergence",
+    source=OWN,
+    setting=COPIED,
+    at_most=0.15,
+    seeds=SEEDS,
+    unit=" nats",
+)
+def copy_kl(trial: Trial) -> Measurement:
+    return Measurement(from_copy(trial, "rank-12", rank=12)["healed"]["kl"], judged=not trial.quick)
+
+
+@claim(
+    "policy.independent-ess",
+    statement="An independent small policy is far from the large one: effective sample size of the ratios",
+    source=OWN,
+    setting=SIZES,
+    at_most=0.3,
+    seeds=SEEDS,
+)
+def independent_ess(trial: Trial) -> Measurement:
+    row = starts(trial)
+    return Measurement(row["ess"], row, judged=not trial.quick)
+
+
+@claim(
+    "policy.self-large",
+    statement="Self co-distillation: sampled accuracy of the large policy",
+    source=OWN,
+    setting=COPIED,
+    at_least=0.70,
+    seeds=SEEDS,
+)
+def self_large(trial: Trial) -> Measurement:
+    row = from_copy(trial, "rank-12", rank=12)
+    return Measurement(row["large sampled"], row, judged=not trial.quick)
+
+
+@claim(
+    "policy.self-above",
+    statement="Self co-distillation above co-distillation from an independent small policy: difference of "
+    "the large policy's sampled accuracies",
+    source=OWN,
+    setting=COPIED,
+    at_least=0.0,
+    seeds=SEEDS,
+)
+def self_above(trial: Trial) -> Measurement:
+    copied, both = from_copy(trial, "rank-12", rank=12), hybrid(trial, "hybrid", continued=True)
+    return Measurement(copied["large sampled"] - both["large sampled"], judged=not trial.quick)
+
+
+@claim(
+    "policy.self-continued",
+    statement="Self co-distillation and continued training: sampled accuracy of the large policy",
+    source=OWN,
+    setting=f"{COPIED}; then 75 steps of GRPO on the large policy",
+    at_least=0.84,
+    seeds=SEEDS,
+)
+def self_continued(trial: Trial) -> Measurement:
+    row = from_copy(trial, "rank-12", rank=12)["continued"]
+    return Measurement(row["large sampled"], row, judged=not trial.quick)
+
+
+@claim(
+    "policy.self-small",
+    statement="Self co-distillation: greedy accuracy of the small policy",
+    source=OWN,
+    setting=COPIED,
+    at_least=0.90,
+    seeds=SEEDS,
+)
+def self_small(trial: Trial) -> Measurement:
+    return Measurement(from_copy(trial, "rank-12", rank=12)["small greedy"], judged=not trial.quick)
