@@ -27,12 +27,13 @@ from lowdim.policy.evaluate import evaluate_policy
 from lowdim.policy.evaluation import Evaluation
 from lowdim.policy.guards import Guards
 from lowdim.policy.ledger import CostLedger
-from lowdim.policy.memory import MemoryPlan, ModelSize, memory_plans
+from lowdim.policy.memory import MemoryPlan, memory_plans
 from lowdim.policy.pipeline import codistill
 from lowdim.policy.plan import plan
 from lowdim.policy.planned import Plan
 from lowdim.policy.result import HybridGRPOResult
 from lowdim.policy.selection import select_extremes, select_rows
+from lowdim.policy.size import ModelSize
 from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
 from lowdim.policy.templates import fill_template
 

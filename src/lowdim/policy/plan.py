@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from lowdim.errors import DataError, MissingExtra
-from lowdim.policy.memory import ModelSize, memory_plans
+from lowdim.policy.memory import memory_plans
 from lowdim.policy.planned import Plan
 from lowdim.policy.probes import Clock, probe_times
 from lowdim.policy.prospects import Reward, expected_longest, look_ahead, prompt_ids
+from lowdim.policy.size import ModelSize
 from lowdim.policy.steptime import Shape
 
 __all__ = ["plan"]
