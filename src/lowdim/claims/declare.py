@@ -26,6 +26,7 @@ SYSTEMS = (
     "flatness",
     "incontext",
     "phase",
+    "plan",
     "policy",
     "rates",
     "regress",
