@@ -160,7 +160,6 @@ ABLATIONS = (
     source=PAPER,
     setting=f"{SIZES}; copies by the truncated SVD and by BLAST",
     paper="collapses without distillation and selection, and with hints throughout",
-    seeds=SEEDS,
 )
 def ablations(trial: Trial) -> Measurement:
     rows = {name: hybrid(trial, name) for name in ABLATIONS}
@@ -279,3 +278,69 @@ def self_continued(trial: Trial) -> Measurement:
 )
 def self_small(trial: Trial) -> Measurement:
     return Measurement(from_copy(trial, "rank-12", rank=12)["small greedy"], judged=not trial.quick)
+
+
+TRUNCATED = f"{SIZES}; the large policy's ratios truncated at 2 instead of clipped"
+
+
+@claim(
+    "policy.improved-large",
+    statement="With truncated ratios the large policy learns without continued training: sampled accuracy",
+    source=OWN,
+    setting=TRUNCATED,
+    paper="none; the paper's clipping is measured beside it",
+    at_least=0.78,
+    seeds=SEEDS,
+)
+def improved_large(trial: Trial) -> Measurement:
+    row = hybrid(trial, "improved", continued=True)
+    return Measurement(row["large sampled"], row, judged=not trial.quick)
+
+
+@claim(
+    "policy.improved-small",
+    statement="Its better teacher makes the small policy better than GRPO with all 14 rollouts: difference "
+    "of greedy accuracies",
+    source=OWN,
+    setting=TRUNCATED,
+    at_least=0.03,
+    seeds=SEEDS,
+)
+def improved_small(trial: Trial) -> Measurement:
+    both = hybrid(trial, "improved", continued=True)
+    details = {
+        f"{kind} minus {name}": both[f"small {kind}"] - small_alone(trial, name)[f"small {kind}"]
+        for name in ("grpo", "grpo-14", "pods")
+        for kind in ("greedy", "sampled")
+    }
+    return Measurement(details["greedy minus grpo-14"], details, judged=not trial.quick)
+
+
+@claim(
+    "policy.generation-work",
+    statement="Work of generation with truncated ratios and continued training, over that of GRPO of the "
+    "large policy",
+    source=OWN,
+    setting=f"{TRUNCATED}; then 75 steps of GRPO on the large policy, against 300",
+    at_most=0.80,
+    seeds=SEEDS,
+)
+def generation_work(trial: Trial) -> Measurement:
+    both, grpo = hybrid(trial, "improved", continued=True), grpo_large(trial)
+    work = both["generated"] + both["continued"]["generated"]
+    details = {"generated": work, "GRPO": grpo["generated"], "GRPO on the way": grpo["way"]}
+    return Measurement(work / grpo["generated"], details, judged=not trial.quick)
+
+
+@claim(
+    "policy.generation-accuracy",
+    statement="The large policy's sampled accuracy at that work, minus that of GRPO",
+    source=OWN,
+    setting=f"{TRUNCATED}; then 75 steps of GRPO on the large policy, against 300",
+    at_least=0.0,
+    seeds=SEEDS,
+)
+def generation_accuracy(trial: Trial) -> Measurement:
+    both, grpo = hybrid(trial, "improved", continued=True), grpo_large(trial)
+    gain = both["continued"]["large sampled"] - grpo["large sampled"]
+    return Measurement(gain, {"continued": both["continued"], "GRPO": grpo}, judged=not trial.quick)

@@ -13,12 +13,9 @@ if TYPE_CHECKING:
     from lowdim.algebra import Operator
     from lowdim.policy.arithmetic import Addition, Decoder, Learning, Recipe
 
-__all__ = ["IMPROVED", "Row", "from_copy", "grpo_large", "hybrid", "small_alone", "starts"]
+__all__ = ["Row", "from_copy", "grpo_large", "hybrid", "small_alone", "starts"]
 
 Row = dict[str, Any]
-
-#: Settings of the large policy's update that do better than the paper's in this world.
-IMPROVED: dict[str, Any] = {"large_ratio": "truncated", "ratio_cap": 2.0}
 
 CONTINUED = 75
 """Steps of continued training."""
@@ -103,16 +100,15 @@ def grpo_large(trial: Trial) -> Row:
     return trial.share("policy-grpo-large", lambda: _teacher(trial.seed, trial.quick, _steps(trial, 300))[1])
 
 
-def hybrid(trial: Trial, name: str, *, continued: bool = False, **options: Any) -> Row:
-    """Train both policies by a named recipe, or by the paper's with options; "kdrl" has the GRPO teacher."""
-    from lowdim.policy.arithmetic import RECIPES, Recipe
+def hybrid(trial: Trial, name: str, *, continued: bool = False) -> Row:
+    """Train both policies by a named recipe; the frozen teacher of "kdrl" is the large policy after GRPO."""
+    from lowdim.policy.arithmetic import RECIPES
 
     def measure() -> Row:
         task, small, large = _world(trial.quick)
         if name == "kdrl":
             large = _teacher(trial.seed, trial.quick, _steps(trial, 300))[0]
-        recipe = RECIPES[name] if name in RECIPES else Recipe(**options)
-        return _train_both(trial, task, copy.deepcopy(small), copy.deepcopy(large), recipe, continued)
+        return _train_both(trial, task, copy.deepcopy(small), copy.deepcopy(large), RECIPES[name], continued)
 
     return trial.share(f"policy-{name.replace(' ', '-')}", measure)
 
@@ -144,11 +140,11 @@ def from_copy(
     healing: Row | None = None,
     alone: bool = False,
     reinforced: bool = True,
-    recipe: Row | None = None,
+    recipe: str = "hybrid",
 ) -> Row:
     """Compress the large policy, heal the copy, and train both (or the copy `alone`, by GRPO)."""
     from lowdim.algebra import Blast, LowRank
-    from lowdim.policy.arithmetic import RECIPES, Recipe, closeness, compressed, heal, train, weights_of
+    from lowdim.policy.arithmetic import RECIPES, closeness, compressed, heal, train, weights_of
 
     classes: dict[str, type[Operator]] = {"lowrank": LowRank, "blast": Blast}
 
@@ -182,6 +178,6 @@ def from_copy(
             return {**row, **_accuracies(small, task, "small"), **_costs(learning)}
         if not reinforced:
             return row
-        return {**row, **_train_both(trial, task, small, large, Recipe(**(recipe or {})), continued=True)}
+        return {**row, **_train_both(trial, task, small, large, RECIPES[recipe], continued=True)}
 
     return cast(Row, trial.share(f"policy-copy-{name}", measure))
