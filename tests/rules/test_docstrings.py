@@ -31,6 +31,8 @@ ROOMS = [
     "lowdim.incontext",
     "lowdim.inverse",
     "lowdim.phase",
+    "lowdim.policy",
+    "lowdim.policy.arithmetic",
     "lowdim.regress",
     "lowdim.track",
     "lowdim.report",

@@ -34,7 +34,7 @@ from lowdim.policy.planned import Plan
 from lowdim.policy.result import HybridGRPOResult
 from lowdim.policy.selection import select_extremes, select_rows
 from lowdim.policy.size import ModelSize
-from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate
+from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate, truncated_surrogate
 from lowdim.policy.templates import fill_template
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ __all__ = [
     "split_prompts",
     "tag_reward",
     "total_reward",
+    "truncated_surrogate",
 ]
 
 
