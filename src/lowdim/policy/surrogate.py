@@ -21,7 +21,7 @@ RatioLevel = Literal["token", "sequence"]
 class RatioStatistics:
     """What the probability ratios of an update look like.
 
-    Attributes
+    Parameters
     ----------
     mean, maximum, p99 : float
         Mean, largest and 99th percentile of the ratios of the tokens (of the sequences with sequence ratios).

@@ -169,7 +169,7 @@ class Addition:
         return (completions == self.answer(which)).all(dim=1).float()
 
     def text(self, tokens: Tensor) -> list[str]:
-        """Return rows of tokens as text."""
+        """Return rows of tokens (n, length) as text."""
         return ["".join(CHARACTERS[token] for token in row) for row in tokens.tolist()]
 
     @staticmethod

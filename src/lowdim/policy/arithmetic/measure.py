@@ -123,7 +123,7 @@ def closeness(
     --------
     >>> from lowdim.policy.arithmetic import small_decoder
     >>> model = small_decoder(seed=0)
-    >>> closeness(model, model, Addition(seed=0), rows=100).ess
+    >>> round(closeness(model, model, Addition(seed=0), rows=100).ess, 6)
     1.0
     """
     source = generator(seed)

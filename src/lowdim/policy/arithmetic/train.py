@@ -233,7 +233,21 @@ def train(
 
 
 def weights_of(model: nn.Module) -> int:
-    """Return how many weights a model has."""
+    """Return how many weights a model has.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> weights_of(nn.Linear(3, 2))
+    8
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 
