@@ -17,6 +17,7 @@ __all__ = ["Claim", "Measurement", "Trial", "Unavailable", "claim", "find", "reg
 
 #: The files of this folder that declare claims, in the order of the table.
 SYSTEMS = (
+    "answers",
     "blast",
     "compress",
     "dcdp",

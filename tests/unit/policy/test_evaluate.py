@@ -218,7 +218,7 @@ def test_figures_of_a_table_by_hand():
         (PROMPTS, {"samples": 0}, "samples=0 must be above 0"),
         (PROMPTS, {"temperature": 0.0}, "temperature=0.0 must be above 0"),
         (PROMPTS, {"batch_size": 0}, "batch_size=0"),
-        (PROMPTS, {"max_completion_length": 60}, r"longest prompt \(row 5, 11 tokens\) and max_completion_length=60"),
+        (PROMPTS, {"max_completion_length": 60}, r"longest prompt \(row 5, 11 tokens\) and max_comp"),
         (PROMPTS, {"max_completion_length": 0}, "max_completion_length=0"),
         ([{"prompt": ""}], {}, "a prompt has no tokens"),
         (PROMPTS, {"reward": lambda **columns: [1.0]}, "returned 1 values for"),
