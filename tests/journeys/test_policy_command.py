@@ -1,0 +1,277 @@
+"""`lowdim policy` as a user runs it: two tiny Llamas that shall add, and hardly learn it in so few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import lowdim.cli
+
+pytest.importorskip("trl", reason="trl is not installed: no policy is trained")
+
+from lowdim.policy import HybridGRPOResult
+from lowdim.policy.demo import TINY, write_world
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+TIMED = ("seconds", "created", "command", "output", "share", "step_time", "versions")
+STOP = '''
+import os
+from pathlib import Path
+
+def stop(prompts, completions, completion_ids, **columns):
+    """Reward length; the process is told to stop at the call that the file asks for."""
+    told = Path(__file__).with_name("stop.txt")
+    calls = Path(__file__).with_name("calls.txt")
+    count = len(calls.read_text()) + 1 if calls.exists() else 1
+    calls.write_text("x" * count)
+    if told.exists():
+        call, number = map(int, told.read_text().split())
+        if count == call:
+            os.kill(os.getpid(), number)
+    return [float(len(ids)) for ids in completion_ids]
+'''
+
+
+def call(*words: object, code: int = 0):
+    """Run a command line in this process; return its outcome."""
+    result = CliRunner().invoke(lowdim.cli.build(), ["policy", *map(str, words)])
+    assert result.exit_code == code, result.output + result.stderr
+    return result
+
+
+def told(result) -> str:
+    """The text of a panel, without its frame and line breaks."""
+    return " ".join(result.stderr.translate(str.maketrans("", "", "│╭╮╰╯─")).split())
+
+
+def lasting(value):
+    """What two runs of the same settings share: everything but times."""
+    if isinstance(value, dict):
+        return {key: lasting(entry) for key, entry in value.items() if key not in TIMED}
+    return [lasting(entry) for entry in value] if isinstance(value, list) else value
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    one, two = weights(first), weights(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("world"), sizes=TINY, held_out=12)
+
+
+@pytest.fixture(scope="module")
+def short(world):
+    """Options of a run of four steps, and a reward that can stop the process."""
+    (world.train.parent / "stop.py").write_text(STOP)
+    return [
+        *("--data", world.train, "--evaluate", world.evaluate, "--reward", "exact"),
+        *("--candidates", 4, "--keep-rollouts", 2, "--prompts-per-step", 2, "--max-tokens", 4, "--lr", 1e-3),
+        *("--steps", 4, "--save-steps", 2, "--eval-steps", 4, "--eval-samples", 1, "--device", "cpu"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pair(world, short):
+    """Options of the run that tests interrupt."""
+    stop = f"{world.train.parent / 'stop.py'}:stop"
+    return [
+        *("train", "--small", world.small, "--large", world.large, *short, "--reward", f"{stop}=0.1"),
+        *("--continue-steps", 2),
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(pair, world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("done") / "out"
+    result = call(*pair, "-o", out)
+    for name in ("calls.txt", "stop.txt"):
+        (world.train.parent / name).unlink(missing_ok=True)
+    return out, result
+
+
+def test_it_writes_both_models_tables_report_and_page(done, world):
+    out, shown = done
+    assert {path.name for path in out.iterdir()} == {
+        *("small", "large", "evaluations.csv", "metrics.csv", "ledger.csv", "report.json", "report.html"),
+        *("manifest.json", ".lock"),
+    }
+    report = json.loads((out / "report.json").read_text())
+    rows = pd.read_csv(out / "evaluations.csv")
+    assert list(zip(rows["phase"], rows["step"], rows["model"], strict=True)) == [
+        *(("train", 0, "small"), ("train", 0, "large"), ("train", 4, "small"), ("train", 4, "large")),
+        *(("continue", 0, "large"), ("continue", 2, "large")),
+    ]
+    assert report["sentence"] in " ".join(shown.stdout.split())
+    assert report["command"].startswith("lowdim ")
+    assert {row["part"] for row in report["ledger"]} == {"train", "continue"}
+    work = {row["phase"] for row in report["ledger"] if row["part"] == "continue"}
+    assert "update_large" in work
+    assert "update_small" not in work
+    for name, start in (("small", world.small), ("large", world.large)):
+        assert not same(out / name, start), "it has learned"
+        assert "trained by Hybrid-GRPO" in (out / name / "README.md").read_text()
+        assert not (out / name / "training_args.bin").exists()
+    result = HybridGRPOResult.load(out)
+    assert type(result.policy("large")).__name__ == "LlamaForCausalLM"
+    assert "CoDistill-GRPO" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("number", [3, 5], ids=["in the first phase", "in the second"])
+def test_what_was_told_to_stop_goes_on_to_the_same_weights(done, pair, world, tmp_path, number):
+    out, folder = tmp_path / "out", world.train.parent
+    (folder / "calls.txt").unlink(missing_ok=True)
+    (folder / "stop.txt").write_text(f"{number} 15")
+    try:
+        stopped = call(*pair, "-o", out, code=130)
+    finally:
+        (folder / "stop.txt").unlink()
+    assert "--resume" in told(stopped)
+    assert not (out / "report.json").exists()
+    assert "already holds an unfinished run" in told(call(*pair, "-o", out, code=2))
+    call(*pair, "-o", out, "--resume")
+    assert same(out / "small", done[0] / "small")
+    assert same(out / "large", done[0] / "large")
+    reports = [json.loads((path / "report.json").read_text()) for path in (out, done[0])]
+    first, second = (lasting({**report, "ledger": None}) for report in reports)
+    assert first == second
+    tokens = [[(row["phase"], row["tokens"], row["flops"]) for row in report["ledger"]] for report in reports]
+    assert tokens[0] == tokens[1]
+
+
+def test_what_was_killed_goes_on_to_the_same_weights(done, pair, world, tmp_path):
+    out, folder = tmp_path / "out", world.train.parent
+    (folder / "calls.txt").unlink(missing_ok=True)
+    (folder / "stop.txt").write_text("4 9")  # after the checkpoint of step 2
+    command = [sys.executable, "-m", "lowdim", "policy", *map(str, pair), "-o", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    try:
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    finally:
+        (folder / "stop.txt").unlink()
+    assert process.returncode == -9, process.stderr
+    half = out / ".work" / "train" / "checkpoint-3"
+    half.mkdir()
+    (half / "trainer_state.json").write_text('{"global_step": 3, ')  # cut off
+    call(*pair, "-o", out, "--resume")
+    assert same(out / "small", done[0] / "small")
+    assert same(out / "large", done[0] / "large")
+
+
+def test_a_finished_run_is_read_again_and_not_repeated(done, pair):
+    out, _ = done
+    before = (out / "small" / "model.safetensors").stat().st_mtime_ns
+    assert "already holds a finished run" in told(call(*pair, "-o", out, code=2))
+    refused = told(call(*pair, "--alpha", 0.5, "-o", out, "--resume", code=2))
+    assert "settings was" in refused
+    report = json.loads((out / "report.json").read_text())
+    shown = json.loads(call(*pair, "-o", out, "--resume", "--json").stdout)
+    assert shown["evaluations"] == report["evaluations"]
+    assert (out / "small" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--reward", "sharpness"), "sharpness"),
+        (("--reward", "exact=heavy"), "expected NAME or NAME=WEIGHT"),
+        (("--small", "compress:1.5"), "expected the share of the parameters to keep"),
+        (("--of", "x"), "names what --small compress:"),
+        (("--lora", "large"), "expected small:RANK or large:RANK"),
+        (("--set", "ratio_cap"), "expected NAME=VALUE"),
+        (("--set", "ratio_lid=3"), "has no setting 'ratio_lid'"),
+        (("--preset", "best"), "Use one of paper"),
+        (("--method", "grpo"), "trains one model only"),
+        (("--device", "toaster"), "expected auto, cpu or cuda"),
+        (("--slices", 3), "cannot be cut into 3 equal micro-batches"),
+        (("--keep-rollouts", 3), "keep_rollouts=3"),
+        (("--continue-steps", -1), "continue_steps=-1 must be at least 0"),
+        (("--resume", "--restart"), "Give only one"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_panel_and_leaves_nothing(world, short, tmp_path, words, text):
+    out = tmp_path / "out"
+    given = ["train", "--small", world.small, "--large", world.large, *short, *words, "-o", out]
+    assert text in told(call(*given, code=2))
+    assert not out.exists()
+
+
+def test_evaluation_prompts_that_are_trained_on_are_refused(world, short, tmp_path):
+    words = ["--small", world.small, "--large", world.large, *short, "--evaluate", world.train]
+    assert "in the training data too" in told(call("train", *words, "-o", tmp_path / "out", code=2))
+    missing = ["train", "--small", world.small, *short, "-o", tmp_path / "out"]
+    assert "needs a large model" in told(call(*missing, code=2))
+
+
+def test_a_compressed_copy_is_made_healed_and_trained(world, short, tmp_path):
+    out = tmp_path / "out"
+    words = ["--small", "compress:0.5", "--heal-steps", 2, "--heal-batches", 2, *short, "--steps", 1]
+    call("train", *words, "--large", world.large, "-o", out)
+    report = json.loads((out / "report.json").read_text())
+    facts = report["start"]["compressed"]
+    assert 0 < facts["parameters_after"] < 0.7 * facts["parameters_before"]
+    assert facts["sampled_tokens"] > 0
+    model = HybridGRPOResult.load(out).policy("small")
+    assert sum(p.numel() for p in model.parameters()) == facts["parameters_after"]
+    assert "parameters, a compressed copy of" in (out / "report.html").read_text()
+
+
+def test_one_model_learns_with_adapters_and_stands_beside_another_run(world, short, done, tmp_path):
+    out = tmp_path / "out"
+    words = ["--method", "grpo", "--small", world.large, *short, "--lora", "small:2", "--steps", 1]
+    call("train", *words, "--against", done[0], "-o", out)
+    assert (out / "small" / "adapter_config.json").exists()
+    assert not (out / "large").exists()
+    assert type(HybridGRPOResult.load(out).policy()).__name__ == "PeftModelForCausalLM"
+    page = (out / "report.html").read_text()
+    assert "GRPO of language models" in page
+    assert "Hybrid-GRPO" in page
+
+
+def test_evaluate_counts_and_keeps(world, tmp_path):
+    words = ["evaluate", world.small, "--data", world.evaluate, "--reward", "exact", "--max-tokens", 4]
+    shown = call(*words, "--samples", 2, "--limit", 6, "-o", tmp_path / "kept").stdout
+    assert "pass@2" in shown
+    assert (tmp_path / "kept" / "evaluation.json").exists()
+    found = json.loads(call(*words, "--samples", 1, "--json").stdout)
+    assert found["prompts"] == 12
+    assert "is not empty" in told(call(*words, "-o", tmp_path / "kept", code=2))
+    assert "no tokenizer could be read" in told(call("evaluate", tmp_path, *words[2:], code=2))
+
+
+def test_plan_says_whether_it_pays(world, tmp_path):
+    words = ["plan", "--small", world.small, "--large", world.large, "--max-tokens", 4, "--repeats", 1]
+    words += ["--candidates", 4, "--keep-rollouts", 2, "--prompts", 4, "--rows", 4, "--device", "cpu"]
+    data = ["--data", world.train, "--reward", "exact"]
+    shown = " ".join(call(*words, *data, "-o", tmp_path / "plan.json").stdout.split())
+    assert "Hybrid-GRPO" in shown
+    assert "of 4 prompts" in shown
+    assert json.loads((tmp_path / "plan.json").read_text())["shape"]
+    bare = json.loads(call(*words, "--config-only", "--prompt-tokens", 6, "--json").stdout)
+    assert bare["prospects"] is None
+    assert "rewards need prompts" in told(call(*words, "--reward", "exact", code=2))
+
+
+def test_the_demo_runs_and_goes_on(tmp_path):
+    words = ["demo", "--quick", "--steps", 1, "--continue-steps", 1, "-o", tmp_path]
+    shown = " ".join(call(*words).stdout.split())
+    assert "GRPO alone." in shown
+    assert (tmp_path / "hybrid" / "report.html").exists()
+    again = json.loads(call(*words, "--json").stdout)
+    assert again["sentence"] in shown
