@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from lowdim.errors import DataError, MissingExtra
+from lowdim.policy.door import shared_vocabulary
 from lowdim.policy.memory import memory_plans
 from lowdim.policy.planned import Plan
 from lowdim.policy.probes import Clock, probe_times
@@ -152,6 +154,12 @@ def plan(
 
     seen = None
     if reward is not None and not bare:
+        own = None
+        if isinstance(large, str | os.PathLike):
+            with contextlib.suppress(DataError):  # a large model needs none of its own
+                own = _tokenizer(large).get_vocab()
+        heads = tuple(cast(Any, model).get_output_embeddings().weight.shape[0] for model in models)
+        shared_vocabulary(tokenizer.get_vocab(), own, rows=heads)
         with torch.random.fork_rng([where] if where.type == "cuda" else []):
             torch.manual_seed(seed)
             seen = look_ahead(
@@ -167,7 +175,7 @@ def plan(
                 callback=callback,
             )
     completion = N if seen is None else round(expected_longest(seen.lengths_small, rows=Q * M))
-    own = N if seen is None else round(expected_longest(seen.lengths_large, rows=Q * G))
+    alone = N if seen is None else round(expected_longest(seen.lengths_large, rows=Q * G))
     times = []
     for number, (model, batches, config) in enumerate(
         (
@@ -183,7 +191,7 @@ def plan(
                 batches=tuple(sorted(set(batches))),
                 rows=min(rows, Q * G),
                 prompt_length=longest,
-                completion_length=max(completion if number == 0 else max(own, completion), 2),
+                completion_length=max(completion if number == 0 else max(alone, completion), 2),
                 repeats=repeats,
                 checkpointing=checkpointing,
                 autocast=autocast,
@@ -197,7 +205,7 @@ def plan(
         device_bytes = torch.cuda.get_device_properties(where).total_memory
     return Plan(
         shape=Shape(
-            *(Q, M, G, longest, completion, own),
+            *(Q, M, G, longest, completion, alone),
             reward=0.0 if seen is None else seen.reward_seconds,
         ),
         small=times[0],

@@ -255,7 +255,7 @@ class Plan:
             seen = {name: tuple(value) if isinstance(value, list) else value for name, value in seen.items()}
             seen = {name: math.nan if value is None else value for name, value in seen.items()}
         return cls(
-            shape=Shape(**{**found["shape"], "parts": tuple(found["shape"]["parts"])}),
+            shape=Shape(**found["shape"]),
             small=times(found["small"]),
             large=times(found["large"]),
             parameters=(found["parameters"][0], found["parameters"][1]),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lowdim.errors import DataError
@@ -23,6 +23,9 @@ __all__ = ["METHODS", "ModelTimes", "PassTime", "Shape", "TokenTime", "break_eve
 
 METHODS = ("grpo_large", "grpo_small", "hybrid")
 """What is compared; "separate" is the sum of the first two."""
+
+PARTS = ("generate", "reward", "score_small", "score_large", "update_small", "update_large", "rest")
+"""Parts of a step."""
 
 LONGEST = 32768
 """Completions beyond this length are not looked at."""
@@ -216,9 +219,6 @@ class Shape:
     large_length: float
     reward: float = 0.0
     overhead: float = 0.0
-    parts: tuple[str, ...] = field(
-        default=("generate", "reward", "score_small", "score_large", "update_small", "update_large", "rest")
-    )
 
 
 def step_seconds(small: ModelTimes, large: ModelTimes, *, shape: Shape) -> dict[str, dict[str, float]]:
@@ -249,7 +249,7 @@ def step_seconds(small: ModelTimes, large: ModelTimes, *, shape: Shape) -> dict[
     P = shape.prompt_length
 
     def grpo(times: ModelTimes, length: float, which: str) -> dict[str, float]:
-        parts = dict.fromkeys(shape.parts, 0.0)
+        parts = dict.fromkeys(PARTS, 0.0)
         parts["generate"] = times.generate(kept, prompt=P, tokens=length)
         parts["reward"] = kept * shape.reward
         parts[f"update_{which}"] = kept * times.update.seconds(P + length) + times.optimizer
@@ -257,7 +257,7 @@ def step_seconds(small: ModelTimes, large: ModelTimes, *, shape: Shape) -> dict[
         return parts
 
     L = shape.small_length
-    hybrid = dict.fromkeys(shape.parts, 0.0)
+    hybrid = dict.fromkeys(PARTS, 0.0)
     hybrid["generate"] = small.generate(all_rows, prompt=P, tokens=L)
     hybrid["reward"] = all_rows * shape.reward
     hybrid["rest"] = shape.overhead

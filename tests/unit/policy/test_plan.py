@@ -335,3 +335,18 @@ def test_a_reward_of_wrong_length_is_named():
             max_completion_length=4,
             repeats=1,
         )
+
+
+def test_models_without_a_common_vocabulary_are_refused():
+    large = config()
+    large.vocab_size = 8
+    with pytest.raises(DataError, match="only 8 rows"):
+        plan(
+            *(network(), LlamaForCausalLM(large), ["1+1="]),
+            reward=lambda completions, **_: [1.0] * len(completions),
+            tokenizer=tokenizer(),
+            candidates=4,
+            keep_rollouts=2,
+            max_completion_length=4,
+            repeats=1,
+        )
