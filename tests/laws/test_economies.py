@@ -44,8 +44,9 @@ def loss(weight, batch, loss_type, accumulate):
     slices=st.integers(1, 4),
     flat=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     whole=st.booleans(),
+    others=st.integers(0, 4),
 )
-def test_the_gradient_stays(loss_type, seed, rows, slices, flat, whole):
+def test_the_gradient_stays(loss_type, seed, rows, slices, flat, whole, others):
     source = torch.Generator().manual_seed(seed)
 
     def integers(high, *shape):
@@ -67,7 +68,12 @@ def test_the_gradient_stays(loss_type, seed, rows, slices, flat, whole):
         }
         for _ in range(slices)
     ]
-    compacted, found = compact(batches, loss_type=loss_type, window=slices if whole else 1)
+    compacted, found = compact(
+        batches,
+        loss_type=loss_type,
+        window=slices if whole else 1,
+        agree=lambda sizes: [max(size, min(others, rows)) for size in sizes],
+    )
     assert len(compacted) == slices
     assert all(len(batch["prompt_ids"]) for batch in compacted)
     assert found.kept_positions <= found.positions

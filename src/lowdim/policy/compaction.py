@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -110,13 +110,15 @@ def compact(
     window: int = 1,
     advantages: str = "advantages",
     trim_prompts: bool = True,
+    agree: Callable[[list[int]], list[int]] | None = None,
 ) -> tuple[list[dict[str, Any]], Compaction]:
     """Leave out the rows of micro-batches that carry no gradient, and keep the gradient as it was.
 
     Rows are moved only inside a window, the micro-batches of one optimizer step: sorted by length, dealt
     evenly, and stripped of the padding that no row of their new micro-batch needs. The number of
-    micro-batches stays, so that all processes run equally many; one that would be empty gets a row of
-    advantage zero, for an optimizer that keeps moments must see a zero gradient rather than none.
+    micro-batches stays, so that all processes run equally many; one that would be empty, or have fewer rows
+    than that of another process, gets rows of advantage zero. (A step without rows would not do: an
+    optimizer that keeps moments must see a zero gradient rather than none.)
 
     The divisor of the loss stays that of all rows. What a row weighed in its old micro-batch over what it
     would weigh in its new one multiplies its advantage (the clipped objective is homogeneous in it): ``kept
@@ -138,6 +140,9 @@ def compact(
     trim_prompts : bool
         Whether padding left of the prompts may go. False for models with learned absolute positions, which
         see the padding.
+    agree : callable, optional
+        Given the rows of each micro-batch here, return those that it shall have, as many or more: the largest
+        number of all processes, where they gather a figure for each row.
 
     Returns
     -------
@@ -169,22 +174,26 @@ def compact(
             f"compact: {len(batches)} micro-batches are no windows of {window}. Give a divisor of their"
             " number."
         )
-    compacted: list[dict[str, Any]] = []
-    kept = 0
+    windows = []
     for start in range(0, len(batches), window):
         together = list(batches[start : start + window])
         rows = _join(together, advantages)
-        live = _live(rows, advantages)
-        kept += int(live.sum())
-        weights = _weights(together, advantages)
-        for dealt in _deal(rows, live, window):
-            batch = _take(rows, dealt, advantages, trim_prompts)
-            A = batch[advantages] * live[dealt].view(-1, *(1,) * (batch[advantages].dim() - 1))
-            batch[advantages] = A * _factor(batch, weights[dealt], loss_type).view(-1, *(1,) * (A.dim() - 1))
+        windows.append((rows, _live(rows, advantages), _weights(together, advantages)))
+    dealt = [part for rows, live, _ in windows for part in _deal(rows, live, window)]
+    sizes = [max(1, len(part)) for part in dealt]
+    sizes = sizes if agree is None else agree(sizes)
+    compacted: list[dict[str, Any]] = []
+    for number, (rows, live, weights) in enumerate(windows):
+        own = slice(number * window, (number + 1) * window)
+        for chosen in _fill(rows, live, dealt[own], sizes[own]):
+            batch = _take(rows, chosen, advantages, trim_prompts)
+            by_row = (-1, *(1,) * (batch[advantages].dim() - 1))
+            A = batch[advantages] * live[chosen].view(by_row)
+            batch[advantages] = A * _factor(batch, weights[chosen], loss_type).view(by_row)
             compacted.append(batch)
     return compacted, Compaction(
         rows=sum(len(batch["prompt_ids"]) for batch in batches),
-        kept=kept,
+        kept=sum(int(live.sum()) for _, live, _ in windows),
         positions=sum(map(_positions, batches)),
         kept_positions=sum(map(_positions, compacted)),
     )
@@ -249,20 +258,28 @@ def _factor(batch: dict[str, Any], weights: Tensor, loss_type: str) -> Tensor:
     return len(weights) / weights[:, 0]
 
 
+def _length(rows: dict[str, Any]) -> Tensor:
+    length: Tensor = rows["prompt_mask"].sum(-1) + rows["completion_mask"].sum(-1)
+    return length
+
+
 def _deal(rows: dict[str, Any], live: Tensor, count: int) -> list[Tensor]:
-    """Deal the live rows, sorted by length, to `count` micro-batches; none stays empty."""
-    length = rows["prompt_mask"].sum(-1) + rows["completion_mask"].sum(-1)
+    """Deal the live rows, sorted by length, to `count` micro-batches."""
     live_rows = live.nonzero().flatten()
-    live_rows = live_rows[length[live_rows].argsort(stable=True)]
-    parts = list(live_rows.tensor_split(count))
-    if all(len(part) for part in parts):
-        return parts
-    # The shortest row of those without gradient, one with a token if there is one.
-    idle = (~live).nonzero().flatten()
-    longest = length.max() + 1
-    cost = length[idle] + longest * (rows["completion_mask"][idle].sum(-1) == 0)
-    stand_in = idle[cost.argmin()].view(1)
-    return [part if len(part) else stand_in for part in parts]
+    live_rows = live_rows[_length(rows)[live_rows].argsort(stable=True)]
+    return list(live_rows.tensor_split(count))
+
+
+def _fill(rows: dict[str, Any], live: Tensor, parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Fill micro-batches up with rows without gradient, the shortest first, those without a token last."""
+    idle, length = (~live).nonzero().flatten(), _length(rows)
+    tokens = rows["completion_mask"][idle].sum(-1)
+    idle = idle[(length[idle] + (length.max() + 1) * (tokens == 0)).argsort(stable=True)]
+    filled = []
+    for part, size in zip(parts, sizes, strict=True):
+        spare, idle = idle[: size - len(part)], idle[size - len(part) :]
+        filled.append(torch.cat([part, spare]))
+    return filled
 
 
 def _take(rows: dict[str, Any], dealt: Tensor, advantages: str, trim_prompts: bool) -> dict[str, Any]:

@@ -83,6 +83,14 @@ def test_an_empty_micro_batch_gets_the_shortest_row_without_advantage():
     assert found.kept == 0
 
 
+def test_processes_agree_on_rows():
+    given = batch([0.0, 2.0, 0.0, -4.0], prompts=[6, 2, 5, 3], completions=[6, 3, 5, 2])
+    (kept,), found = compact([given], loss_type="grpo", agree=lambda sizes: [size + 1 for size in sizes])
+    assert kept["rows"].tolist() == [1, 3, 2]
+    assert kept["advantages"].tolist() == [1.5, -3.0, 0.0]
+    assert found.kept == 2
+
+
 def test_truncated_rows_without_counted_tokens_leave_too():
     given = batch([1.0, 1.0], prompts=[2, 2], completions=[3, 0])
     (kept,), _ = compact([given], loss_type="grpo")

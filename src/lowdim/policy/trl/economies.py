@@ -117,12 +117,22 @@ class EconomicTrainer(GRPOTrainer):
         # Slices that always are in one optimizer step, whatever the number of slices of a generation.
         window = math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
         self._buffered_inputs, found = compact(
-            self._buffered_inputs, loss_type=self.loss_type, window=window, trim_prompts=_rotary(self.model)
+            self._buffered_inputs,
+            loss_type=self.loss_type,
+            window=window,
+            trim_prompts=_rotary(self.model),
+            agree=self._agree,
         )
         metrics = self._metrics["train"]
         metrics["compaction/kept"].append(found.share)
         metrics["compaction/positions"].append(found.kept_positions / found.positions)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _agree(self, sizes: list[int]) -> list[int]:
+        """Largest number of rows of each micro-batch: TRL gathers figures by row from all processes."""
+        own = torch.tensor([sizes], device=self.accelerator.device)
+        most: list[int] = self.accelerator.gather(own).amax(0).tolist()
+        return most
 
     def _large_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Choose what the large policy is trained on: the small one's slice, compacted on request."""
