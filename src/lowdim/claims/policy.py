@@ -280,7 +280,10 @@ def self_small(trial: Trial) -> Measurement:
     return Measurement(from_copy(trial, "rank-12", rank=12)["small greedy"], judged=not trial.quick)
 
 
-TRUNCATED = f"{SIZES}; the large policy's ratios truncated at 2 instead of clipped"
+TRUNCATED = (
+    f"{SIZES}; the large policy's ratios truncated at 2 instead of clipped, its learning rate 1.5e-4 "
+    "(the small one's 3e-4)"
+)
 
 
 @claim(
