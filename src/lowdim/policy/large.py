@@ -170,6 +170,20 @@ def _plain(value: Any) -> bool:
     return True
 
 
+def _whole(tensor: Any) -> Tensor:
+    """Gather the shards of a tensor."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _sharded(value: Any, parameter: Any) -> Any:
+    """Cut a tensor as its parameter is cut."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
 def _like(value: Any, known: Any) -> Any:
     """Make a tuple of what JSON made a list."""
     return tuple(value) if isinstance(known, tuple) else value
@@ -185,8 +199,12 @@ def _optimizer_state(optimizer: Any) -> Iterator[dict[str, Any]]:
         yield from _inner(optimizer).state.values()
 
 
-def save_optimizer(optimizer: Any, folder: str | Path, *, extra: dict[str, Any] | None = None) -> None:
+def save_optimizer(
+    optimizer: Any, folder: str | Path, *, extra: dict[str, Any] | None = None, write: bool = True
+) -> None:
     """Write an optimizer's state as safetensors and JSON.
+
+    Sharded states are gathered, so every process calls this and one of them writes.
 
     Parameters
     ----------
@@ -196,14 +214,14 @@ def save_optimizer(optimizer: Any, folder: str | Path, *, extra: dict[str, Any] 
         Gets ``optimizer.safetensors`` and ``state.json``.
     extra : dict, optional
         Plain values to keep beside it.
+    write : bool
+        Whether this process writes.
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {"state": {}, "param_groups": []} if optimizer is None else _inner(optimizer).state_dict()
     tensors = {
-        f"{number}.{name}": value.detach().cpu().contiguous()
+        f"{number}.{name}": _whole(value.detach()).cpu().contiguous()
         for number, values in state["state"].items()
         for name, value in values.items()
         if isinstance(value, Tensor)
@@ -213,6 +231,10 @@ def save_optimizer(optimizer: Any, folder: str | Path, *, extra: dict[str, Any] 
         for number, values in state["state"].items()
     }
     groups = [{k: v for k, v in group.items() if _plain(v)} for group in state["param_groups"]]
+    if not write:
+        return
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "optimizer.safetensors")
     text = json.dumps({"groups": groups, "plain": plain, **(extra or {})}, indent=1)
     (folder / "state.json").write_text(text, encoding="utf-8")
@@ -256,6 +278,10 @@ def load_optimizer(optimizer: Any, folder: str | Path) -> dict[str, Any]:
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
     inner = _inner(optimizer)
+    trained = [p for group in inner.param_groups for p in group["params"]]
+    for number, values in state.items():
+        if number < len(trained) and hasattr(trained[number], "full_tensor"):
+            state[number] = {name: _sharded(value, trained[number]) for name, value in values.items()}
     groups = [
         {name: _like(saved.get(name, value), value) for name, value in now.items()}
         for now, saved in zip(inner.state_dict()["param_groups"], kept["groups"], strict=False)

@@ -284,8 +284,12 @@ class HybridGRPOTrainer(UpdateTrainer):
             # One floor lower: transformers takes any folder with adapters in a checkpoint for the small
             # model's.
             self.save_large(folder / LARGE / "model")
-            if self.args.should_save:
-                save_optimizer(self.second.optimizer, folder / LARGE, extra=self.second.state_dict())
+            save_optimizer(
+                self.second.optimizer,
+                folder / LARGE,
+                extra=self.second.state_dict(),
+                write=self.args.should_save,
+            )
         if self.args.should_save:
             state = {
                 "ledger": self.ledger.state_dict(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from transformers import TrainerCallback
 
 from lowdim.errors import Diverged
@@ -86,8 +87,8 @@ class UpdateTrainer(RolloutTrainer):
         self.ledger.add("update_large", tokens=tokens, completion_tokens=own, flops=work)
 
     def _clip(self, model: Any) -> Any:
-        largest = self.args.max_grad_norm or float("inf")
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), largest)
+        # Not accelerate's: with shards of two models it compares their parameters, of unlike shapes.
+        norm = clip_grad_norm_(model.parameters(), self.args.max_grad_norm or float("inf"))
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _large_loss(self, batch: dict[str, Any]) -> Tensor:
