@@ -157,8 +157,8 @@ def answers_rejected(trial: Trial) -> Measurement:
     statement="A completion that names several answers, the right one among them, earns nothing.",
     source=OWN,
     setting=(
-        "Each gold answer of GSM8K with two others, in any order, joined by or, and, commas, semicolons, "
-        "slashes; as last line, in a sentence, a box, a tag, behind ####; value: share rejected by both kinds."
+        "Each gold answer of GSM8K with two others, in any order, joined by or, and, commas, semicolons "
+        "or slashes; as last line, in a sentence, a box, a tag, behind ####; value: share rejected."
     ),
     at_least=1.0,
 )
@@ -190,9 +190,9 @@ def answers_stuffed(trial: Trial) -> Measurement:
     statement="Formulas that no computer algebra finishes are given up; right answers beside them count.",
     source=OWN,
     setting=(
-        f"{len(BOMBS)} bombs (towers of powers, factorials, sums, expansions, nesting, a million characters) "
-        "and 60 right formulas in one batch; 1 second for one formula, 2 workers; value: share of rewards that "
-        "are as they should be."
+        f"{len(BOMBS)} bombs (towers of powers, factorials, sums, expansions, nesting, a million digits) "
+        "and 60 right formulas in one batch; 1 second for one formula, 2 workers; value: share of rewards "
+        "that are as they should be."
     ),
     at_least=1.0,
 )

@@ -87,9 +87,15 @@ def evaluate_policy(
 
     Examples
     --------
-    >>> from transformers import LlamaConfig, LlamaForCausalLM  # doctest: +SKIP
-    >>> found = evaluate_policy(model, tokenizer, prompts, reward=answer_reward())  # doctest: +SKIP
-    >>> found.mean, found.error, found.pass_at(4)  # doctest: +SKIP
+    >>> from lowdim.policy import answer_reward
+    >>> from lowdim.policy.demo import SIZES, character_tokenizer, llama
+    >>> prompts = [{"prompt": "12+34=", "answer": "46"}, {"prompt": "5+6=", "answer": "11"}]
+    >>> found = evaluate_policy(
+    ...     llama(SIZES["small"], seed=0), character_tokenizer(), prompts,
+    ...     reward=answer_reward(kind="number"), samples=4, max_completion_length=4,
+    ... )
+    >>> found.rewards.shape, found.tokens <= 2 * 5 * 4
+    (torch.Size([2, 4]), True)
     """
     rows = _rows(prompts)
     above_zero: tuple[tuple[str, float], ...] = (

@@ -1,9 +1,12 @@
 """Formulas by math-verify in processes that are killed: right ones, wrong ones, and bombs."""
 
+import subprocess
+import sys
+
 import pytest
 
 from lowdim.errors import DataError
-from lowdim.policy.rewards import answer_reward
+from lowdim.policy.rewards import answer_reward, math_verify
 
 from .test_answers import ADVERSARIAL
 
@@ -75,3 +78,29 @@ def test_gold_formulas_are_checked_at_the_door(reward):
         reward.check(["x", "?"])
     with pytest.raises(DataError, match="gold answer '\\?' cannot be read"):
         reward(["?"], [r"\boxed{x}"], answer=["?"])
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("bytearray(10 ** 9)", "MemoryError"),
+        ("import os; os.write(os.open('written', os.O_CREAT | os.O_WRONLY), b'x')", "OSError"),
+        ("module._limit_time(0)\nwhile True: pass", -24),  # SIGXCPU: nobody had to be there
+    ],
+    ids=["memory", "files", "processor"],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
+def test_the_operating_system_keeps_the_limits(tmp_path, code, outcome):
+    script = (
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('checker', {math_verify.__file__!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        f"module._limit(500 * 2**20)\n{code}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    if isinstance(outcome, int):
+        assert done.returncode == outcome
+    else:
+        assert outcome in done.stderr
+    assert not (tmp_path / "written").exists() or not (tmp_path / "written").read_text()
