@@ -141,7 +141,8 @@ def test_what_was_told_to_stop_goes_on_to_the_same_weights(done, pair, world, tm
         stopped = call(*pair, "-o", out, code=130)
     finally:
         (folder / "stop.txt").unlink()
-    assert "--resume" in told(stopped)
+    assert "after this step, with a checkpoint" in told(stopped)
+    assert "Interrupted" in told(stopped)
     assert not (out / "report.json").exists()
     assert "already holds an unfinished run" in told(call(*pair, "-o", out, code=2))
     call(*pair, "-o", out, "--resume")

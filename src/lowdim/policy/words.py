@@ -50,12 +50,12 @@ def sentence(report: Mapping[str, Any]) -> str:
             )
         elif own:
             told.append(f"{who} was frozen at {_percent(own[0])}")
-    trained = f"{method} for {steps.get('train', 0):,} steps"
+    trained = f"{method} for {_steps(steps.get('train', 0))}"
     text = f"{trained}: {', '.join(told)}." if told else f"{trained}; nothing was evaluated."
     after = [row for row in rows if row["phase"] == "continue"]
     if after:
         text += (
-            f" After {steps['continue']:,} more steps of GRPO on its own rollouts the large model's is "
+            f" After {_steps(steps['continue'], 'more ')} of GRPO on its own rollouts the large model's is "
             f"{_percent(after[-1])}{_error(after[-1])}."
         )
     if report.get("stopped"):
@@ -93,6 +93,10 @@ def model_card(report: Mapping[str, Any], name: str) -> str:
     lines += ["from transformers import AutoModelForCausalLM", ""]
     lines += ["model = AutoModelForCausalLM.from_pretrained(FOLDER)", "```", ""]
     return "\n".join(lines)
+
+
+def _steps(count: int, which: str = "") -> str:
+    return f"{count:,} {which}{'step' if count == 1 else 'steps'}"
 
 
 def _percent(row: Mapping[str, Any]) -> str:
