@@ -142,7 +142,7 @@ def test_adapters_on_both_models_resume(tmp_path):
 def test_checkpointed_activations_change_nothing(tmp_path):
     runs = []
     for wanted in (False, True):
-        trainer = tiny.trainer(tmp_path, max_steps=2, activation_checkpointing=wanted)
+        trainer = tiny.trainer(tmp_path, max_steps=1, activation_checkpointing=wanted)
         assert trainer.large.is_activation_checkpointing == wanted
         trainer.train()
         runs.append(trainer)
