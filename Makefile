@@ -48,7 +48,7 @@ claims-blast: install
 claims-encoder: install
 	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'track.*'
 claims-trainings: install
-	$(CLAIMS) 'dcdp.*' 'digits.*' 'dln.*' 'dynamics.*' 'flatness.*' 'incontext.*' 'resample.*'
+	$(CLAIMS) 'dcdp.*' 'digits.*' 'dln.*' 'dynamics.*' 'economies.*' 'flatness.*' 'incontext.*' 'resample.*'
 
 # One thread: its ratios are the steadiest.
 bench: install

@@ -15,7 +15,7 @@ from lowdim.claims.machine import machine
 NAMES = (
     *("blast_layer", "whole_model", "factorization", "triton"),
     *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "sharpness"),
-    *("inverse", "policy", "costs"),
+    *("inverse", "policy", "compaction", "costs"),
 )
 RESULTS = Path(__file__).parent / "results"
 

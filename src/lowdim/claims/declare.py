@@ -24,6 +24,7 @@ SYSTEMS = (
     "digits",
     "dln",
     "dynamics",
+    "economies",
     "flatness",
     "incontext",
     "phase",

@@ -13,6 +13,7 @@ Relative Policy Optimization", 2026; called Hybrid-GRPO here.
 from typing import TYPE_CHECKING, Any
 
 from lowdim.policy.advantages import group_advantages
+from lowdim.policy.compaction import Compaction, compact
 from lowdim.policy.data import Prompts, check_disjoint, read_prompts, split_prompts
 from lowdim.policy.diagnostics import (
     GroupShares,
@@ -25,6 +26,7 @@ from lowdim.policy.diagnostics import (
 from lowdim.policy.effective import distillation_loss, distillation_term, effective_reward
 from lowdim.policy.evaluate import evaluate_policy
 from lowdim.policy.evaluation import Evaluation
+from lowdim.policy.forgetting import ForgettingGuard
 from lowdim.policy.guards import Guards
 from lowdim.policy.ledger import CostLedger
 from lowdim.policy.memory import MemoryPlan, memory_plans
@@ -34,6 +36,7 @@ from lowdim.policy.planned import Plan
 from lowdim.policy.result import HybridGRPOResult
 from lowdim.policy.selection import select_extremes, select_rows
 from lowdim.policy.size import ModelSize
+from lowdim.policy.stages import StagedRollouts, expected_rollouts
 from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate, truncated_surrogate
 from lowdim.policy.templates import fill_template
 
@@ -53,8 +56,10 @@ from lowdim.policy.rewards import (
 )
 
 __all__ = [
+    "Compaction",
     "CostLedger",
     "Evaluation",
+    "ForgettingGuard",
     "GroupShares",
     "Guards",
     "HybridGRPOConfig",
@@ -67,17 +72,20 @@ __all__ = [
     "Prompts",
     "Quantity",
     "RatioStatistics",
+    "StagedRollouts",
     "answer_reward",
     "check_disjoint",
     "check_gold",
     "checked",
     "clipped_surrogate",
     "codistill",
+    "compact",
     "distillation_loss",
     "distillation_term",
     "effective_reward",
     "effective_sample_size",
     "evaluate_policy",
+    "expected_rollouts",
     "fill_template",
     "final_answer",
     "group_advantages",
