@@ -28,7 +28,7 @@ CHOICES = {
     "kd_estimator": ("k1", "k2", "k3"),
     "kd_place": ("reward", "loss"),
     "hint_ratio": ("small", "large", "ignore"),
-    "large_ratio": ("token", "sequence"),
+    "large_ratio": ("token", "sequence", "truncated"),
     "large_scale_rewards": ("none", "group", "batch"),
     "score": ("all", "kept"),
     "offload_large": (False, True, "all"),
@@ -93,7 +93,10 @@ def check_settings(settings: Any) -> None:
             "kd_estimator='k2'", "is for kd_place='loss'", "In the reward use 'k1' (the paper's) or 'k3'."
         )
     high = s.epsilon if s.epsilon_high is None else s.epsilon_high
-    if s.ratio_cap is not None and not s.ratio_cap > 1 + high:
+    if s.large_ratio == "truncated":
+        if s.ratio_cap is None or not s.ratio_cap > 0:
+            _refuse(f"ratio_cap={s.ratio_cap}", "does not bound large_ratio='truncated'", "Give 2.")
+    elif s.ratio_cap is not None and not s.ratio_cap > 1 + high:
         _refuse(
             f"ratio_cap={s.ratio_cap}",
             f"is not above 1 + epsilon = {1 + high:g}",
@@ -182,7 +185,7 @@ def check_batches(*, per_device: int, slices: int, candidates: int, keep: int) -
         )
 
 
-def check_launch(args: Any, *, two: bool, train_large: bool, processes: int = 1) -> None:
+def check_launch(args: Any, *, two: bool, processes: int = 1, shards: int = 0) -> None:
     """Refuse ways of running two models that cannot work.
 
     Parameters
@@ -191,10 +194,10 @@ def check_launch(args: Any, *, two: bool, train_large: bool, processes: int = 1)
         The settings.
     two : bool
         Whether there is a large model.
-    train_large : bool
-        Whether it is trained.
     processes : int
         Number of processes.
+    shards : int
+        Version of FSDP, 0 without.
 
     Raises
     ------
@@ -213,6 +216,16 @@ def check_launch(args: Any, *, two: bool, train_large: bool, processes: int = 1)
         raise DataError(
             "HybridGRPOTrainer: fp16=True scales the gradients of both optimizers with one scaler, which "
             "counts their overflows together. Use bf16=True or float32."
+        )
+    if shards == 1:
+        raise DataError(
+            "HybridGRPOTrainer: FSDP1 hides the parameters of both models in flat ones. Use FSDP2: "
+            "fsdp_config={'version': 2}, or fsdp_version: 2 in accelerate's configuration."
+        )
+    if args.offload_large and shards:
+        raise DataError(
+            f"HybridGRPOTrainer: offload_large={args.offload_large!r} moves what FSDP has sharded. "
+            "Use FSDP's own CPU offload: fsdp_config={'cpu_offload': True}."
         )
     if args.offload_large == "all" and processes > 1:
         raise DataError(

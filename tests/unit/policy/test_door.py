@@ -32,6 +32,7 @@ REFUSED = [
     ({"kd_place": "loss"}, "kd_estimator='k1' teaches nothing as a loss.*k2"),
     ({"kd_estimator": "k2"}, "kd_estimator='k2' is for kd_place='loss'"),
     ({"ratio_cap": 1.1}, "ratio_cap=1.1 is not above 1 [+] epsilon = 1.2"),
+    ({"large_ratio": "truncated"}, "ratio_cap=None does not bound large_ratio='truncated'"),
     ({"selection": "best"}, "selection='best' is unknown.*'both', 'top', 'max_variance', 'random'"),
     ({"offload_large": "disk"}, "offload_large='disk' is unknown"),
     ({"method": "pods", "alpha": 1.0}, "method='pods' has one model, but alpha=1.0"),
@@ -163,18 +164,23 @@ def test_what_a_reward_returns(tmp_path, returned, message):
 
 def test_launches_that_cannot_work():
     plain = SimpleNamespace(fp16=False, offload_large=False, deepspeed_plugin=None, deepspeed=None)
-    door.check_launch(plain, two=True, train_large=True)
+    door.check_launch(plain, two=True)
 
     def changed(**values):
         return SimpleNamespace(**vars(plain) | values)
 
     with pytest.raises(DataError, match=r"DeepSpeed owns one model and optimizer per engine.*FSDP2"):
-        door.check_launch(changed(deepspeed="zero2.json"), two=True, train_large=True)
-    door.check_launch(changed(deepspeed="zero2.json"), two=False, train_large=False)
+        door.check_launch(changed(deepspeed="zero2.json"), two=True)
+    door.check_launch(changed(deepspeed="zero2.json"), two=False)
     with pytest.raises(DataError, match="fp16=True scales the gradients of both"):
-        door.check_launch(changed(fp16=True), two=True, train_large=True)
+        door.check_launch(changed(fp16=True), two=True)
     with pytest.raises(DataError, match="offload_large='all' moves weights, which 2 processes hold"):
-        door.check_launch(changed(offload_large="all"), two=True, train_large=True, processes=2)
+        door.check_launch(changed(offload_large="all"), two=True, processes=2)
+    with pytest.raises(DataError, match=r"FSDP1 hides the parameters.*FSDP2"):
+        door.check_launch(plain, two=True, shards=1)
+    door.check_launch(plain, two=True, shards=2)
+    with pytest.raises(DataError, match=r"offload_large=True moves what FSDP has sharded.*cpu_offload"):
+        door.check_launch(changed(offload_large=True), two=True, shards=2)
 
 
 def test_adapters_on_adapters(tmp_path):

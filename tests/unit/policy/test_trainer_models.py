@@ -91,6 +91,17 @@ def test_rollouts_without_any_reward_are_not_selected(tmp_path):
     assert seen[0]["large_advantages"].view(2, 8).sum(-1).abs().max() < 1e-5
 
 
+def test_prompts_beyond_the_positions_of_a_model(tmp_path):
+    small, large = tiny.network(), tiny.network(24, seed=1)
+    large.config.max_position_embeddings = 8
+    trainer = tiny.trainer(
+        tmp_path, small=small, large=large, max_steps=1, large_ratio="truncated", ratio_cap=2.0
+    )
+    with pytest.warns(LowdimWarning, match="a prompt of 4 tokens and .*=5 exceed the models' 8 .* to 4"):
+        trainer.train()
+    assert trainer.state.log_history[0]["large/clip_ratio/low_mean"] == 0.0
+
+
 def test_what_is_not_finite_stops_the_run(tmp_path):
     broken = tiny.network(24, seed=1)
     broken.lm_head.weight.data[3] = float("nan")

@@ -50,11 +50,12 @@ class HybridGRPOConfig(GRPOConfig):
         How long.
     hint_ratio : {"small", "large", "ignore"}
         Whose tokens hints are in the updates, see :func:`lowdim.policy.hints.sampling_log_probs`.
-    large_ratio : {"token", "sequence"}
-        The level of the large model's importance ratios.
+    large_ratio : {"token", "sequence", "truncated"}
+        The large model's importance ratios: "token" is the paper's; "sequence" takes a rollout's geometric
+        mean; "truncated" weights the policy gradient with ratios bounded by `ratio_cap`, and clips nothing.
     ratio_cap : float or None
         Upper bound of the large model's ratios where the clip does not hold them; 3 to 10 is recommended,
-        None is the paper's.
+        None is the paper's. With "truncated" the bound of all ratios, such as 2.
     large_learning_rate : float or None
         None is ``learning_rate``.
     large_scale_rewards : {"none", "group", "batch"}
@@ -129,7 +130,7 @@ class HybridGRPOConfig(GRPOConfig):
     hint_tokens: int = field(default=0, metadata={"help": "T, tokens that the large model writes in front."})
     hint_epochs: float = field(default=1.0, metadata={"help": "Epochs with hints."})
     hint_ratio: str = field(default="small", metadata={"help": "small, large or ignore."})
-    large_ratio: str = field(default="token", metadata={"help": "token or sequence."})
+    large_ratio: str = field(default="token", metadata={"help": "token, sequence or truncated."})
     ratio_cap: float | None = field(
         default=None, metadata={"help": "Upper bound of the large model's ratios."}
     )

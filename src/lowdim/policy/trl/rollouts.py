@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from transformers import GenerationConfig
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import pad
 
-from lowdim.errors import Diverged
+from lowdim.errors import Diverged, LowdimWarning
 from lowdim.policy.advantages import Scale, group_advantages
 from lowdim.policy.diagnostics import group_shares, log_weights
 from lowdim.policy.effective import distillation_term, effective_reward, log_ratio
@@ -47,6 +48,7 @@ class RolloutTrainer(EconomicTrainer):
     _rewards: Tensor
     _hint_tokens: int = 0
     _largest_reward: float = 0.0
+    _long: bool = False
     _padding_of_large: list[int] | None = None
 
     @property
@@ -310,6 +312,7 @@ class RolloutTrainer(EconomicTrainer):
 
     def _count_rollouts(self, output: dict[str, Any]) -> None:
         tokens, own = self._count(output)
+        self._watch_length(output["prompt_mask"])
         small = flops_per_token(self.model)
         self.ledger.add("generate", tokens=tokens, completion_tokens=own, flops=tokens * small)
         if not self._hint_tokens or self.second is None:
@@ -320,6 +323,22 @@ class RolloutTrainer(EconomicTrainer):
         large = flops_per_token(self.second.model)
         prompts = tokens - own
         self.ledger.add("hint", tokens=prompts + hint, completion_tokens=hint, flops=(prompts + hint) * large)
+
+    def _watch_length(self, prompts: Tensor) -> None:
+        """Warn once if a prompt and its rollout are longer than a model's positions."""
+        models = [self.model] if self.second is None else [self.model, self.second.model]
+        known = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+        positions = min((count for count in known if count), default=0)
+        longest = int(prompts.sum(-1).max())
+        if positions and longest + self.max_completion_length > positions and not self._long:
+            self._long = True
+            warnings.warn(
+                f"HybridGRPOTrainer: a prompt of {longest} tokens and max_completion_length="
+                f"{self.max_completion_length} exceed the models' {positions} positions. Leave long prompts "
+                f"out, or lower max_completion_length to {max(positions - longest, 1)}.",
+                LowdimWarning,
+                stacklevel=2,
+            )
 
     def _log(self, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -146,6 +146,8 @@ class HybridGRPOTrainer(UpdateTrainer):
                 "HybridGRPOTrainer: a processor for images was given; rollouts with images cannot be "
                 "selected. Give the tokenizer, or use method='grpo'."
             )
+        if self.is_fsdp_enabled:
+            door.check_launch(args, two=large is not None, shards=2 if self.accelerator.is_fsdp2 else 1)
         self.guards.silent = not self.accelerator.is_main_process
         if self.accelerator.device.type == "cuda":
             self.ledger.synchronize = torch.cuda.synchronize
@@ -213,7 +215,10 @@ class HybridGRPOTrainer(UpdateTrainer):
         second, device = self.second, self.accelerator.device
         if checkpoint is not None and second.trainable:
             load_weights(second.model, Path(checkpoint) / LARGE / "model")
-        if not self.is_fsdp_enabled and not hasattr(second.model, "hf_device_map"):
+        placed = (
+            self.is_fsdp_enabled and second.trainable
+        )  # by its shards; a frozen teacher is in each process
+        if not placed and not hasattr(second.model, "hf_device_map"):
             second.model.to(device)
         if not second.trainable:
             second.prepare(
@@ -348,7 +353,7 @@ def _check(model: Any, large: Any, args: HybridGRPOConfig, rewards: Any, train: 
             "Leave it out, or use method='hybrid'."
         )
     processes = args.world_size
-    door.check_launch(args, two=two, train_large=bool(args.train_large), processes=processes)
+    door.check_launch(args, two=two, processes=processes)
     if two:
         door.check_pair(model, large)
     given = rewards if isinstance(rewards, list | tuple) else [rewards]

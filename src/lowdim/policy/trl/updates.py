@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from lowdim.errors import Diverged
 from lowdim.policy.effective import distillation_loss
 from lowdim.policy.ledger import flops_per_token
-from lowdim.policy.surrogate import clipped_surrogate
+from lowdim.policy.surrogate import RatioStatistics, clipped_surrogate, truncated_surrogate
 from lowdim.policy.trl.rollouts import RolloutTrainer
 
 __all__ = ["OptimizerClock", "UpdateTrainer"]
@@ -102,14 +102,7 @@ class UpdateTrainer(RolloutTrainer):
         )
         self._logps = None
         mask = _loss_mask(batch)
-        loss, ratios = clipped_surrogate(
-            *(logps, batch["sampling_logps"], batch["large_advantages"], mask),
-            max_length=self.max_completion_length,
-            clip=(self.epsilon_low, self.epsilon_high),
-            ratio_cap=self.args.ratio_cap,
-            level=self.args.large_ratio,
-            rows=batch.get("large_rows"),
-        )
+        loss, ratios = self._surrogate(logps, batch["sampling_logps"], batch["large_advantages"], mask)
         figures = [loss.detach(), (entropies * mask).sum() / mask.sum().clamp(min=1)]
         figures += [torch.tensor(value, device=loss.device) for value in vars(ratios).values()]
         everywhere = self.accelerator.gather(torch.stack([f.float() for f in figures])).view(-1, len(figures))
@@ -127,6 +120,20 @@ class UpdateTrainer(RolloutTrainer):
             }
         )
         return loss / self.current_gradient_accumulation_steps
+
+    def _surrogate(
+        self, logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, RatioStatistics]:
+        N, cap = self.max_completion_length, self.args.ratio_cap
+        if self.args.large_ratio == "truncated":
+            return truncated_surrogate(logps, old, advantages, mask, max_length=N, cap=cap)
+        return clipped_surrogate(
+            *(logps, old, advantages, mask),
+            max_length=N,
+            clip=(self.epsilon_low, self.epsilon_high),
+            ratio_cap=cap,
+            level=self.args.large_ratio,
+        )
 
     def _refuse_divergence(self, loss: Tensor, batch: dict[str, Any], phase: str) -> None:
         if self._plain or not self._anywhere(~loss.detach().isfinite().all()):
