@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -276,3 +277,43 @@ def test_the_demo_runs_and_goes_on(tmp_path):
     assert (tmp_path / "hybrid" / "report.html").exists()
     again = json.loads(call(*words, "--json").stdout)
     assert again["sentence"] in shown
+
+
+def test_two_processes_train_and_the_first_one_writes(world, short, tmp_path):
+    out = tmp_path / "out"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = [
+        "--small",
+        world.small,
+        "--large",
+        world.large,
+        *short,
+        "--steps",
+        1,
+        "--save-steps",
+        1,
+        "--json",
+    ]
+    command = [sys.executable, "-m", "lowdim", "policy", "train", *map(str, words), "-o", str(out)]
+    processes = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    try:
+        said = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    report = json.loads((out / "report.json").read_text())
+    assert json.loads(said[0][0]) == report
+    assert said[1][0] == ""
+    rollouts = 2 * 2 * 4  # processes, prompts of each, candidates
+    written = next(row for row in report["ledger"] if row["phase"] == "generate")
+    assert rollouts * 7 <= written["tokens"] <= rollouts * 10
+    assert not same(out / "large", world.large)

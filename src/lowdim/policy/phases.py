@@ -89,6 +89,8 @@ class Phase:
         Names of the trainer's two models ("small", "large") in tables.
     progress, callback : callable, optional
         See `codistill`.
+    stop_asked : bool
+        Whether the process was told to stop.
     """
 
     name: str

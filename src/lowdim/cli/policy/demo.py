@@ -49,7 +49,7 @@ def register(group: typer.Typer) -> None:
         """
         from lowdim.cli.policy.train import finish
 
-        with manners.phases() as progress:
+        with o.calm(), manners.phases() as progress:
             progress("read", 0, 1, "two-digit addition")
             from lowdim.policy import codistill
             from lowdim.policy.demo import SIZES, TINY, write_world

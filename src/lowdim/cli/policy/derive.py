@@ -74,6 +74,8 @@ class Compressed:
         In tokens.
     seed : int
     device : str
+    batch_size : int
+        Rows of a batch of samples.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ def register(group: typer.Typer) -> None:
         """Sample completions of every prompt, reward them, and count: mean, greedy, pass@k, with errors."""
         if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise RunError(f"{output} is not empty. Choose a new folder with -o.")
-        with manners.phases() as progress:
+        with o.calm(), manners.phases() as progress:
             progress("read", 0, 1, model)
             import lowdim.policy as room
             from lowdim.policy.phases import quiet

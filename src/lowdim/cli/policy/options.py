@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +32,7 @@ __all__ = [
     "Split",
     "Template",
     "TemplateName",
+    "calm",
     "chat_of",
     "option",
     "read",
@@ -46,6 +49,23 @@ class TemplateName(StrEnum):
     plain = "plain"
     r1 = "r1"
     boxed = "boxed"
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Keep a remark of torch about torchao, made while both are imported, off the screen.
+
+    Yields
+    ------
+    None
+    """
+    logger = logging.getLogger("torch.utils._pytree")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def option(*names: str, panel: str, text: str, **more: Any) -> Any:
@@ -191,9 +211,3 @@ def value_of(text: str) -> tuple[str, Any]:
         except ValueError:
             continue
     return name.strip(), value
-
-
-def folder_of(output: Path) -> Path:
-    """Return an output folder, made if it is missing."""
-    output.mkdir(parents=True, exist_ok=True)
-    return output

@@ -93,7 +93,7 @@ def register(group: typer.Typer) -> None:
             )
         if data is None and reward:
             raise DataError("--reward: rewards need prompts. Add --data, or leave --reward out.")
-        with manners.phases() as progress:
+        with o.calm(), manners.phases() as progress:
             progress("read", 0, 1, data or small)
             import lowdim.policy as room
 

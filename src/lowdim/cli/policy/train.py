@@ -250,7 +250,7 @@ def register(group: typer.Typer) -> None:
             "large_learning_rate": large_lr,
             "staged_rollouts": staged_rollouts,
         }
-        with manners.phases() as progress:
+        with o.calm(), manners.phases() as progress:
             progress("read", 0, 1, data)
             from lowdim.policy import codistill
             from lowdim.policy.data import split_prompts
