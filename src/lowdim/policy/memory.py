@@ -94,7 +94,7 @@ class MemoryPlan:
 
     @staticmethod
     def table(plans: tuple[MemoryPlan, ...]) -> pandas.DataFrame:
-        """Return one row per plan, in gigabytes.
+        """Return one row per plan, in gigabytes; with a device, how many rows and rollouts fit.
 
         Parameters
         ----------
@@ -106,19 +106,17 @@ class MemoryPlan:
         """
         import pandas
 
-        return pandas.DataFrame(
-            [
-                {
-                    "plan": plan.name,
-                    "state_GB": plan.state / 1e9,
-                    **{f"{phase}_GB": held / 1e9 for phase, held in plan.phases.items()},
-                    "rows_that_fit": None if plan.rows < 0 else plan.rows,
-                    "rollouts_that_fit": None if plan.rollouts < 0 else plan.rollouts,
-                    "note": plan.note,
-                }
-                for plan in plans
-            ]
-        )
+        rows = [
+            {
+                "plan": plan.name,
+                "state_GB": plan.state / 1e9,
+                **{f"{phase}_GB": held / 1e9 for phase, held in plan.phases.items()},
+                **({} if plan.rows < 0 else {"rows": plan.rows, "rollouts": plan.rollouts}),
+                "note": plan.note,
+            }
+            for plan in plans
+        ]
+        return pandas.DataFrame(rows).set_index("plan")
 
 
 _NOTES = {

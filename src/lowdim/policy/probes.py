@@ -81,7 +81,7 @@ def probe_times(
     rows: int,
     prompt_length: int,
     completion_length: int,
-    steps: int = 12,
+    steps: int = 24,
     repeats: int = 3,
     checkpointing: bool = True,
     autocast: bool = False,
