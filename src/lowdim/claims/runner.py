@@ -15,7 +15,7 @@ from lowdim.claims.declare import Claim, Measurement, Trial, Unavailable
 from lowdim.claims.machine import machine
 from lowdim.claims.store import Store
 from lowdim.errors import MissingExtra, RunError
-from lowdim.runs import atomic_json
+from lowdim.runs import atomic_json, plain
 
 __all__ = ["Result", "Status", "load", "run"]
 
@@ -231,7 +231,7 @@ def _measure(
             if not isinstance(measured, Measurement):
                 measured = Measurement(float(measured))
             values.append(float(measured.value))
-            details.append(measured.details)
+            details.append(plain(measured.details))  # JSON knows no infinity
             gated &= measured.judged
     except (Unavailable, MissingExtra) as error:
         status, reason = "skipped", str(error)
@@ -239,7 +239,9 @@ def _measure(
         reason = f"broke with {type(error).__name__}: {error}"
     complete = len(values) == len(seeds)
     value = statistics.fmean(values) if complete else None
-    if value is not None and math.isfinite(value) and (declared.met_by(value) or not gated):
+    if value is not None and not math.isfinite(value):
+        value, values, reason = None, [], f"measured {', '.join(map(str, values))}: no finite figure"
+    if value is not None and (declared.met_by(value) or not gated):
         status = "pass" if gated else "reported"
     return Result(
         id=declared.id,

@@ -66,6 +66,16 @@ def test_a_broken_claim_is_short_and_the_others_go_on():
     assert whole.status == "pass"
 
 
+def test_infinite_figures_and_details_are_stored_and_told(tmp_path):
+    infinite = make("fake.infinite", lambda trial: Measurement(float("inf"), {"noise": float("inf")}))
+    finite = make("fake.finite", lambda trial: Measurement(0.5, {"noise": [float("nan"), 1.0]}))
+    run([infinite, finite], results=tmp_path)
+    found = load(tmp_path)
+    assert found["fake.infinite"].value is None
+    assert found["fake.infinite"].reason == "measured inf: no finite figure"
+    assert found["fake.finite"].details == ({"noise": [None, 1.0]},)
+
+
 def test_a_claim_that_breaks_at_its_second_seed_has_no_value():
     def measure(trial):
         return 0.1 if trial.seed == 0 else 1 / 0
