@@ -197,7 +197,7 @@ def test_a_finished_run_is_read_again_and_not_repeated(done, pair):
         (("--lora", "large"), "expected small:RANK or large:RANK"),
         (("--set", "ratio_cap"), "expected NAME=VALUE"),
         (("--set", "ratio_lid=3"), "has no setting 'ratio_lid'"),
-        (("--preset", "best"), "Use one of paper"),
+        (("--preset", "best"), "Use one of paper, improved"),
         (("--method", "grpo"), "trains one model only"),
         (("--device", "toaster"), "expected auto, cpu or cuda"),
         (("--slices", 3), "cannot be cut into 3 equal micro-batches"),

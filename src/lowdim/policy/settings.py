@@ -11,7 +11,7 @@ import torch
 
 from lowdim.errors import DataError
 
-__all__ = ["METHODS", "PAIRED", "PRESETS", "grpo_of", "managed", "settings_of", "telling"]
+__all__ = ["METHODS", "PAIRED", "PRESETS", "grpo_of", "managed", "preset", "settings_of", "telling"]
 
 METHODS = ("hybrid", "kdrl", "pods", "grpo")
 PAIRED = ("hybrid", "kdrl")
@@ -19,6 +19,13 @@ PAIRED = ("hybrid", "kdrl")
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"candidates": 14, "keep_rollouts": 8, "alpha": 1.0, "selection": "both", "kd_estimator": "k1"},
+    "improved": {
+        "candidates": 14,
+        "keep_rollouts": 8,
+        "alpha": 1.0,
+        "large_ratio": "truncated",
+        "ratio_cap": 2.0,
+    },
     "math-1.5b": {
         "candidates": 14,
         "keep_rollouts": 8,
@@ -37,7 +44,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_completion_length": 3072,
     },
 }
-"""Values of the paper's table 4: for Qwen2.5-Math 1.5B and 7B, and for Llama 3.2-1B and 3.1-8B."""
+"""Values of the paper's table 4, for Qwen2.5-Math 1.5B and 7B, and for Llama 3.2-1B and 3.1-8B; "improved" is
+ours: truncated ratios, with the large model at half the learning rate (see the claims)."""
+
+LARGE_SHARE = {"improved": 0.5}
+"""Learning rate of the large model as a share of the small one's, by preset."""
+
+TRL_RATE = 1e-6
+"""TRL's learning rate, where none is given."""
 
 GRPO = {"loss_type": "dr_grpo", "scale_rewards": "none", "disable_dropout": True, "beta": 0.0}
 """Plain GRPO in the form that the method is compared with; TRL's own defaults are others."""
@@ -57,6 +71,38 @@ PAIR_ONLY = {
     *("score", "large_model_init_kwargs", "offload_large", "num_generations", "candidates"),
 }
 """Settings that mean nothing where one model learns from all of its own rollouts."""
+
+
+def preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a preset, under those that are given.
+
+    Parameters
+    ----------
+    name : {"paper", "improved", "math-1.5b", "llama-1b"}
+    given : mapping
+        Settings that go before the preset's.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    DataError
+        If there is no such preset.
+
+    Examples
+    --------
+    >>> preset("improved", {"learning_rate": 2e-6})["large_learning_rate"]
+    1e-06
+    """
+    if name not in PRESETS:
+        raise DataError(f"--preset {name}: unknown. Use one of {', '.join(PRESETS)}.")
+    found = {**PRESETS[name], **given}
+    if name in LARGE_SHARE:
+        rate = LARGE_SHARE[name] * found.get("learning_rate", TRL_RATE)
+        found.setdefault("large_learning_rate", rate)
+    return found
 
 
 def settings_of(config: Any, kind: Any) -> dict[str, Any]:

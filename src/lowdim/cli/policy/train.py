@@ -95,7 +95,7 @@ Preset = Annotated[
     option(
         "--preset",
         panel=o.METHOD,
-        text="Values of the paper: paper, math-1.5b, llama-1b. Options go before them.",
+        text="paper, math-1.5b or llama-1b: values of the paper; improved: ours. Options go before them.",
         show_default=False,
     ),
 ]
@@ -350,13 +350,12 @@ def _source(share: float | None, small: str, large: str | None, of: str | None) 
 
 def _settings(given: dict[str, Any], preset: str | None, pairs: list[str]) -> dict[str, Any]:
     """Return the settings: options before presets, ``--set`` before both."""
-    from lowdim.policy.settings import PRESETS
+    from lowdim.policy.settings import preset as settings_with
 
-    if preset is not None and preset not in PRESETS:
-        raise DataError(f"--preset {preset}: unknown. Use one of {', '.join(PRESETS)}.")
-    settings = dict(PRESETS[preset]) if preset else {}
-    settings |= {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in given.items() if value is not None}
     settings |= dict(o.value_of(pair) for pair in pairs)
+    if preset is not None:
+        settings = settings_with(preset, settings)
     return {"candidates": 14, "keep_rollouts": 8, "max_completion_length": 256, **settings}
 
 
