@@ -8,12 +8,13 @@ knows the rest: the text form of the bandit in :mod:`lowdim.claims.bandit`.
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["World", "reward", "settings"]
+__all__ = ["World", "reward", "settings", "staged_run", "trainer_of"]
 
 SIDE, ANSWERS = 14, 50
 TRAINING, HELD_OUT, WARM_UP = 512, 512, 260
@@ -179,3 +180,70 @@ def settings(
         **options,
     }
     return GRPOConfig(**given) if plain else HybridGRPOConfig(method="grpo", **given)
+
+
+def trainer_of(world: World, output: Any, *, plain: bool = False, **options: Any) -> Any:
+    """Return a trainer of the task.
+
+    Parameters
+    ----------
+    world : World
+        The task.
+    output : path
+        Folder that TRL asks for.
+    plain : bool
+        TRL's own trainer instead of ours.
+    options
+        For :func:`settings`.
+
+    Returns
+    -------
+    HybridGRPOTrainer or GRPOTrainer
+    """
+    from trl import GRPOTrainer
+
+    from lowdim.policy.trl import HybridGRPOTrainer
+
+    kind: Any = GRPOTrainer if plain else HybridGRPOTrainer
+    return kind(
+        model=world.model(),
+        reward_funcs=reward,
+        args=settings(output, plain=plain, **options),
+        train_dataset=world.data(),
+        processing_class=world.tokenizer,
+    )
+
+
+def staged_run(world: World, first: int | None, *, steps: int, seed: int) -> dict[str, float]:
+    """Train with 16 prompts of 4 rollouts a step; look after two thirds of the steps, and at the end.
+
+    Parameters
+    ----------
+    world : World
+        The task.
+    first : int or None
+        Rollouts of the first stage; None makes all at once.
+    steps, seed : int
+        Optimizer steps, seed of the run.
+
+    Returns
+    -------
+    dict of str to float
+        ``tokens`` written per step; exact held-out reward ``two_thirds`` and ``final``.
+    """
+    from transformers import TrainerCallback
+
+    rewards = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in (2 * steps // 3, steps):
+                rewards.append(world.score(trainer.model))
+
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"staged_rollouts": first, "compaction": True}
+        trainer = trainer_of(world, folder, group=4, prompts=16, steps=steps, seed=seed, **options)
+        trainer.add_callback(Look())
+        trainer.train()
+    written = trainer.ledger.table().set_index("phase").loc["generate", "completion_tokens"]
+    return {"tokens": float(written) / steps, "two_thirds": rewards[0], "final": rewards[1]}

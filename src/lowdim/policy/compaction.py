@@ -31,7 +31,7 @@ _COMPLETION = (
 class Compaction:
     """What was left out.
 
-    Attributes
+    Parameters
     ----------
     rows, kept : int
         Rows before, and rows that carry a gradient.
