@@ -66,7 +66,8 @@ class HybridGRPOConfig(GRPOConfig):
     score : {"all", "kept"}
         "kept" selects by the plain rewards and scores the kept rollouts only: cheaper, not the paper's.
     compaction : bool
-        Leave rollouts of groups without advantage out of the update, with the divisor kept: lossless.
+        Leave rollouts without advantage out of the update, with the divisor kept: lossless. Entropy and clip
+        ratios are then logged over the rollouts that are left.
     staged_rollouts : int or None
         With method "grpo": generate this many rollouts of each prompt first, and the others only where one
         failed.
