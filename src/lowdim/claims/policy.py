@@ -364,8 +364,8 @@ def _cheap_copy(trial: Trial) -> dict[str, Any]:
 
 @claim(
     "policy.self-work",
-    statement="Work of generation of self co-distillation and continued training, healing included, over that "
-    "of GRPO of the large policy",
+    statement="Work of generation of self co-distillation and continued training, healing included, over "
+    "that of GRPO of the large policy",
     source=OWN,
     setting=CHEAPLY,
     at_most=0.80,
