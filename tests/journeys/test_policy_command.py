@@ -316,4 +316,4 @@ def test_two_processes_train_and_the_first_one_writes(world, short, tmp_path):
     rollouts = 2 * 2 * 4  # processes, prompts of each, candidates
     written = next(row for row in report["ledger"] if row["phase"] == "generate")
     assert rollouts * 7 <= written["tokens"] <= rollouts * 10
-    assert not same(out / "large", world.large)
+    assert not same(out / "small", world.small)

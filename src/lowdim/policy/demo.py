@@ -52,7 +52,7 @@ SIZES = {"small": Size(64, 192, 3, 4, 0.18), "large": Size(160, 448, 4, 4, 0.40)
 TINY = {"small": Size(16, 32, 1, 2, 0.0), "large": Size(32, 64, 2, 2, 0.0)}
 """Sizes for those who want to see everything work, and nothing learn."""
 
-BATCH, RATE, RISING, MOST, EVERY, NOISE = 128, 4e-3, 30, 4000, 20, 0.5
+BATCH, RATE, RISING, MOST, EVERY, NOISE = 128, 3e-3, 30, 4000, 20, 0.5
 SPREAD, WAVE = 0.08, 10.0  # of first weights, and of positions: prompts are short, and so is the warm-up
 
 

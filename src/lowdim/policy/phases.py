@@ -292,8 +292,13 @@ def _undisturbed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(*, logs: Path | None = None) -> Iterator[None]:
     """Keep the bars and remarks of transformers and datasets away from the user's screen.
+
+    Parameters
+    ----------
+    logs : Path, optional
+        Where TensorBoard's files go, unless the user has said it: beside checkpoints they would vanish.
 
     Yields
     ------
@@ -304,11 +309,14 @@ def quiet() -> Iterator[None]:
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     their = datasets.is_progress_bar_enabled()
-    tokenizers = os.environ.get("TOKENIZERS_PARALLELISM")
+    wanted = {"TOKENIZERS_PARALLELISM": "false"}
+    if logs is not None:
+        wanted["TENSORBOARD_LOGGING_DIR"] = str(logs)
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(ours)
     try:
         with warnings.catch_warnings():
             for kind in (FutureWarning, DeprecationWarning, UserWarning):
@@ -320,5 +328,5 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
         if their:
             datasets.enable_progress_bars()
-        if tokenizers is None:
-            os.environ.pop("TOKENIZERS_PARALLELISM", None)
+        for name in ours:
+            os.environ.pop(name, None)

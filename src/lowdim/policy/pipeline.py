@@ -165,7 +165,7 @@ def codistill(
     if data[1] is not None:
         inputs["evaluate"] = digest(*data[1].keys)
     with ExitStack() as stack:
-        stack.enter_context(quiet())
+        stack.enter_context(quiet(logs=Path(output) / "logs"))
         run = _open(stack, output, plain(jsonable(arguments)), args.seed, inputs, resume, restart)
         if run.finished:
             return HybridGRPOResult.load(run.path)
