@@ -80,7 +80,15 @@ def parameters(function):
         signature = inspect.signature(function)
     except ValueError:
         return []
-    return [name for name in signature.parameters if name not in ("self", "cls")]
+    # Settings that a dataclass inherits from another library's are described there.
+    bases = function.__mro__[1:] if inspect.isclass(function) else ()
+    foreign = {
+        name
+        for base in bases
+        if not base.__module__.startswith("lowdim")
+        for name in getattr(base, "__dataclass_fields__", ())
+    }
+    return [name for name in signature.parameters if name not in {"self", "cls", *foreign}]
 
 
 def documented(section):

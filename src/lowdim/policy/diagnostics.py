@@ -84,7 +84,7 @@ def effective_sample_size(log_weight: Tensor) -> float:
 class PooledSampleSize:
     """Effective sample size over the last rows of a run.
 
-    Attributes
+    Parameters
     ----------
     capacity : int
         Rows that are remembered.
@@ -100,7 +100,7 @@ class PooledSampleSize:
     """
 
     capacity: int = 1024
-    _rows: deque[float] = field(default_factory=deque, repr=False)
+    _rows: deque[float] = field(default_factory=deque, init=False, repr=False)
 
     def update(self, log_weight: Tensor | Iterable[float]) -> None:
         """Add rows and forget the oldest ones beyond the capacity."""
@@ -157,7 +157,7 @@ def kl_per_token(logp_large: Tensor, logp_small: Tensor, mask: Tensor) -> float:
 class GroupShares:
     """How much the rewards of a batch can teach.
 
-    Attributes
+    Parameters
     ----------
     rollouts_zero : float
         Share of the rollouts with reward zero.

@@ -26,7 +26,7 @@ FALL = 1 / 3
 class Guards:
     """What a run is watched for; every warning is given once.
 
-    Attributes
+    Parameters
     ----------
     ratios : bool
         Warn if the pooled effective sample size stays below 0.1 for 20 steps: the policies are far apart.
@@ -62,15 +62,15 @@ class Guards:
     pool: PooledSampleSize = field(default_factory=PooledSampleSize)
     stopped: str | None = None
     silent: bool = False
-    _said: set[str] = field(default_factory=set, repr=False)
-    _far: int = 0
-    _batches: int = 0
-    _rewards: tuple[float, float] = (math.inf, -math.inf)
-    _zero: float = 0.0
-    _mean: float | None = None
-    _best: float = -math.inf
-    _start: float | None = None
-    _truncated: float | None = None
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
+    _far: int = field(default=0, init=False, repr=False)
+    _batches: int = field(default=0, init=False, repr=False)
+    _rewards: tuple[float, float] = field(default=(math.inf, -math.inf), init=False, repr=False)
+    _zero: float = field(default=0.0, init=False, repr=False)
+    _mean: float | None = field(default=None, init=False, repr=False)
+    _best: float = field(default=-math.inf, init=False, repr=False)
+    _start: float | None = field(default=None, init=False, repr=False)
+    _truncated: float | None = field(default=None, init=False, repr=False)
 
     def watch(
         self, rewards: Tensor, shares: GroupShares, *, truncated: float, log_weight: Tensor | None = None

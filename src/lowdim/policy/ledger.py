@@ -63,7 +63,7 @@ def flops_per_token(model: nn.Module, *, trained: bool = False) -> float:
 class PhaseCost:
     """The cost of one phase, summed over the run.
 
-    Attributes
+    Parameters
     ----------
     seconds : float
         Wall-clock seconds of this process.
@@ -93,7 +93,7 @@ class PhaseCost:
 class CostLedger:
     """The cost of each phase of a run, over all its interruptions.
 
-    Attributes
+    Parameters
     ----------
     phases : dict of str to PhaseCost
         The phases that ran, by name: "hint" (the large policy writes the first tokens), "generate", "reward"

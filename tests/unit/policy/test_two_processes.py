@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 pytest.importorskip("trl")
+pytest.importorskip("peft")
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
@@ -78,11 +79,12 @@ def test_two_processes_do_what_one_does(kind, trained):
     assert largest(start, left[0][kind, "dealt"]["small"]) > 1e-3
 
 
-def test_two_processes_resume_exactly(trained):
+def test_two_processes_with_adapters_and_hints_resume_exactly(trained):
     for process in trained[1]:
         whole, resumed = process["fsdp", "whole"], process["fsdp", "resumed"]
         assert largest(whole["small"], resumed["small"]) == 0.0
         assert largest(whole["large"], resumed["large"]) == 0.0
         assert whole["costs"] == resumed["costs"]
+        assert any(value.abs().max() > 0 for name, value in whole["large"].items() if "lora_B" in name)
     first, second = (process["fsdp", "whole"]["large"] for process in trained[1])
     assert largest(first, second) == 0.0

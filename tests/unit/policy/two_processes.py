@@ -1,5 +1,6 @@
 """One process of trainings over two: ``python two_processes.py FOLDER`` (see the test)."""
 
+import copy
 import importlib.util
 import os
 import sys
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from peft import LoraConfig
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
 tiny = importlib.util.module_from_spec(spec)
@@ -35,6 +37,14 @@ class Dealt(tiny.HybridGRPOTrainer):
             length = int(torch.randint(2, 6, (1,), generator=draw))
             rollouts.append(torch.randint(2, 14, (length,), generator=draw).tolist())
         return rollouts, None
+
+
+class Adapted(tiny.HybridGRPOTrainer):
+    """Both models with adapters."""
+
+    def __init__(self, *args, **kwargs):
+        adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+        super().__init__(*args, peft_config=adapters, large_peft_config=copy.deepcopy(adapters), **kwargs)
 
 
 def no_ties(prompts, completion_ids, **_):
@@ -91,7 +101,7 @@ def main(folder):
         if kind == "ddp":  # whose checkpoints are those of one process
             continue
         changes = changes | {
-            "kind": tiny.HybridGRPOTrainer,
+            "kind": Adapted,
             "hint_tokens": 2,
             "save_strategy": "steps",
             "save_steps": 1,

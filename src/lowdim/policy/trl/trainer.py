@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer, TrainerCallback, get_scheduler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import (
@@ -238,6 +239,8 @@ class HybridGRPOTrainer(UpdateTrainer):
         second.prepare(
             self.accelerator.prepare, optimizer=self._large_optimizer(), schedule=schedule, device=device
         )
+        if self.is_fsdp_enabled:  # generation of hints gathers the shards as a forward pass does
+            register_fsdp_forward_method(second.wrapped, "generate")
         if checkpoint is not None:
             second.load_state_dict(load_optimizer(second.optimizer, Path(checkpoint) / LARGE))
 
