@@ -131,7 +131,7 @@ class Phase:
         with _graceful(self):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         trainer.accelerator.wait_for_everyone()
-        if self.stop_asked and trainer.state.global_step < trainer.args.max_steps:
+        if self.stop_asked and trainer.state.global_step < trainer.state.max_steps:
             raise KeyboardInterrupt
         trainer.save_model(str(self.folder / "small"))
         if trainer.large is not None and trainer.args.train_large:

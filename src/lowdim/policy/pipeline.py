@@ -76,7 +76,8 @@ def codistill(
         See `read_prompts`. No prompt may be in both. Without `evaluate` nothing is evaluated, and the guard
         for the large model has nothing to judge.
     config : HybridGRPOConfig or mapping, optional
-        Settings of the trainer, see `HybridGRPOConfig`; ``max_steps`` is 100 by default.
+        Settings of the trainer, see `HybridGRPOConfig`; ``max_steps`` is 100 by default, unless
+        ``num_train_epochs`` is given.
     output : path
         Run directory: checkpoints while it runs, then both models, tables and report.json.
     continue_steps : int
@@ -84,7 +85,7 @@ def codistill(
     accuracy : callable, optional
         The reward for evaluations, 1 for a right completion; by default the first of `rewards`.
     eval_steps : int, optional
-        Steps between evaluations; a fifth of the steps by default.
+        Steps between evaluations; a fifth of the steps by default, 100 where epochs are counted.
     eval_samples, eval_batch : int
         Completions of each prompt, and how many are written at a time.
     tokenizer : optional
@@ -150,7 +151,7 @@ def codistill(
     settings.setdefault("gradient_checkpointing", is_big(small) or is_big(large))
     with quiet():
         args = HybridGRPOConfig(str(work / "train"), **settings, **managed())
-    every = max(1, args.max_steps // 5) if eval_steps is None else eval_steps
+    every = eval_steps or (max(1, args.max_steps // 5) if args.max_steps > 0 else 100)
     arguments = {
         "small": name_of_model(small),
         "large": name_of_model(large),

@@ -130,7 +130,9 @@ def settings_of(config: Any, kind: Any) -> dict[str, Any]:
         found.pop(name, None)
     if found.get("method") == "grpo" and not isinstance(config, kind):
         found = {**GRPO, **found}
-    ours = {**OURS, "bf16": _bf16()} if not found.get("fp16") else OURS
+    ours = {**OURS, "bf16": _bf16()} if not found.get("fp16") else dict(OURS)
+    if "num_train_epochs" in found:
+        ours.pop("max_steps")
     return {**{name: value for name, value in ours.items() if name not in found}, **found}
 
 

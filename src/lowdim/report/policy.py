@@ -129,7 +129,7 @@ def _subtitle(report: Mapping[str, Any]) -> str:
 
 def _cards(report: Mapping[str, Any]) -> list[Card]:
     rows = report.get("evaluations") or []
-    alone = report["settings"]["method"] in ("grpo", "pods")
+    alone = report["settings"]["method"] in figures.ALONE
     cards = []
     for model in ("small", "large"):
         own = [row for row in rows if row["model"] == model]
@@ -176,7 +176,7 @@ def _learning(page: Page, runs: figures.Runs) -> None:
             **({"Run": name} if len(runs) > 1 else {}),
             "Phase": row["phase"],
             "Step": row["step"],
-            "Model": row["model"],
+            "Model": figures.who(report, row["model"]),
             "Accuracy": row["accuracy"],
             "Error": row.get("error"),
             "Greedy": row.get("greedy"),
@@ -212,7 +212,7 @@ def _cost(page: Page, runs: figures.Runs) -> None:
         {
             **({"Run": name} if len(runs) > 1 else {}),
             "Phase": row["part"],
-            "Work": figures.WORK.get(row["phase"], row["phase"]),
+            "Work": figures.WORK.get(figures.work_of(report, row["phase"]), row["phase"]),
             "Seconds": row["seconds"],
             "Tokens": row["tokens"],
             "Of completions": row["completion_tokens"],
@@ -269,7 +269,7 @@ def _samples(page: Page, report: Mapping[str, Any]) -> None:
         row = rows.setdefault(
             key,
             {
-                "Model": one["model"],
+                "Model": figures.who(report, one["model"]),
                 "Prompt": _text(one["prompt"]),
                 "How": "most probable" if one["sample"] == "greedy" else "sampled",
                 "Answer": one.get("answer"),

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["Runs", "accuracy", "entropy", "groups", "ledger", "ratios", "reward", "sample_size"]
+__all__ = [
+    "Runs",
+    "accuracy",
+    "entropy",
+    "groups",
+    "ledger",
+    "ratios",
+    "reward",
+    "sample_size",
+    "who",
+    "work_of",
+]
 
 Runs = Mapping[str, Mapping[str, Any]]
 """Reports by the name of their run; the first one is the report's own."""
@@ -21,14 +32,29 @@ WORK = {
     "score_large": "scoring, large",
     "update_small": "update, small",
     "update_large": "update, large",
+    "update": "update, the only model",
     "sync": "weights to the engine",
 }
 """Kinds of work as people read them."""
+
+ALONE = ("grpo", "pods")
+"""Methods with one model."""
 
 SMOOTH = 40
 """Points of a smoothed curve."""
 
 MODEL_COLORS = {"small": "var(--after)", "large": "var(--warm)"}
+
+
+def who(report: Mapping[str, Any], model: str) -> str:
+    """Return how a model is called in its run: "small", "large", or "the model" where there is one only."""
+    return "the model" if report["settings"]["method"] in ALONE else model
+
+
+def work_of(report: Mapping[str, Any], phase: str) -> str:
+    """Return the kind of work of a row of the ledger; a run of one model knows one update only."""
+    alone = report["settings"]["method"] in ALONE
+    return "update" if alone and phase == "update_small" else phase
 
 
 def accuracy(runs: Runs) -> Figure | None:
@@ -38,7 +64,7 @@ def accuracy(runs: Runs) -> Figure | None:
     figure = Figure()
     for number, (name, report) in enumerate(runs.items()):
         rows = report.get("evaluations") or []
-        alone = report["settings"]["method"] in ("grpo", "pods")
+        alone = report["settings"]["method"] in ALONE
         ends = (report.get("steps") or {}).get("train") or 0
         for model in ("small", "large"):
             own = [row for row in rows if row["model"] == model]
@@ -116,7 +142,11 @@ def ledger(runs: Runs, quantity: str = "seconds") -> Figure | None:
     figure = Figure()
     totals = {
         name: {
-            work: sum(row[quantity] or 0.0 for row in report.get("ledger") or [] if row["phase"] == work)
+            work: sum(
+                row[quantity] or 0.0
+                for row in report.get("ledger") or []
+                if work_of(report, row["phase"]) == work
+            )
             for work in WORK
         }
         for name, report in runs.items()
@@ -158,6 +188,7 @@ def _lines(
                     continue
                 offset = (report.get("steps") or {}).get("train") or 0
                 x = [row["step"] + (offset if phase == "continue" else 0) for row in own]
+                label = who(report, label) if label in MODEL_COLORS else label
                 shown = ", ".join(part for part in (name, label if len(keys) > 1 else "") if part) or label
                 if phase == "continue":  # there the trainer's only model is the large one
                     shown = shown.replace("small", "large") + ", continued"

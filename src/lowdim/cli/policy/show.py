@@ -12,6 +12,7 @@ __all__ = ["show_evaluation", "show_plan", "show_run"]
 
 def show_run(report: dict[str, Any], output: Path) -> None:
     """Print accuracies, the ledger and the finding of a run."""
+    from lowdim.report.policy_figures import WORK, who, work_of
     from lowdim.report.wording import duration, percent
 
     out = manners.out
@@ -22,7 +23,7 @@ def show_run(report: dict[str, Any], output: Path) -> None:
         for row in report["evaluations"]:
             figures = (row["accuracy"], row["error"], row["greedy"], row["truncated"])
             shown = ["" if value is None else percent(value) for value in figures]
-            table.add_row(row["phase"], str(row["step"]), row["model"], *shown)
+            table.add_row(row["phase"], str(row["step"]), who(report, row["model"]), *shown)
         out.print(table)
     table = _table("\nWhere the time went")
     for name in ("Phase", "Work", "Time", "Share", "Tokens", "GFLOP"):
@@ -34,7 +35,7 @@ def show_run(report: dict[str, Any], output: Path) -> None:
             f"{row['tokens']:,}",
             f"{row['flops'] / 1e9:,.1f}",
         ]
-        table.add_row(row["part"], row["phase"].replace("_", " "), *cells)
+        table.add_row(row["part"], WORK.get(work_of(report, row["phase"]), row["phase"]), *cells)
     out.print(table)
     out.print(f"\n{report['sentence']}", highlight=False, markup=False)
     out.print(f"\nReport: {output / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
