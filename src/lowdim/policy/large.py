@@ -260,13 +260,14 @@ def load_optimizer(optimizer: Any, folder: str | Path) -> dict[str, Any]:
     RunError
         If files are missing, or the optimizer has other parameters.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
     try:
         kept = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise RunError(
             f"LargePolicy: the checkpoint {folder.parent} has no usable large model ({error}). Resume from "
             "an earlier checkpoint, or start anew."
@@ -279,9 +280,9 @@ def load_optimizer(optimizer: Any, folder: str | Path) -> dict[str, Any]:
         state.setdefault(int(number), {})[name] = value
     inner = _inner(optimizer)
     trained = [p for group in inner.param_groups for p in group["params"]]
-    for number, values in state.items():
-        if number < len(trained) and hasattr(trained[number], "full_tensor"):
-            state[number] = {name: _sharded(value, trained[number]) for name, value in values.items()}
+    for index, parameter in enumerate(trained):
+        if index in state and hasattr(parameter, "full_tensor"):
+            state[index] = {name: _sharded(value, parameter) for name, value in state[index].items()}
     groups = [
         {name: _like(saved.get(name, value), value) for name, value in now.items()}
         for now, saved in zip(inner.state_dict()["param_groups"], kept["groups"], strict=False)

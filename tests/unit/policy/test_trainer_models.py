@@ -237,6 +237,10 @@ def test_the_optimizer_of_a_large_model_is_written_without_pickle(tmp_path):
         load_optimizer(torch.optim.AdamW([nn.Parameter(torch.ones(1))]), tmp_path / "large")
     with pytest.raises(RunError, match="no usable large model"):
         load_optimizer(other, tmp_path / "nothing")
+    file = tmp_path / "large" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(RunError, match="no usable large model"):
+        load_optimizer(other, tmp_path / "large")
     with pytest.raises(RunError, match="has format 7, this version of lowdim reads 1"):
         LargePolicy(layer).load_state_dict({"format": 7})
 
