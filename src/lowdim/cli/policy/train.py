@@ -234,8 +234,8 @@ def register(group: typer.Typer) -> None:
     ) -> None:
         """Train a small and a large language model at once: only the small one writes.
 
-        Both models, tables and report.html are in OUT at the end. A run that was stopped goes on with
-        --resume. Before a long one, ask `lowdim policy plan` whether it pays.
+        Both models, tables and report.html are in OUT at the end. --resume goes on with a run that was
+        stopped. Before a long one, ask `lowdim policy plan` whether it pays.
         """
         share = compressed_share(small)
         source = _source(share, small, large, of)
