@@ -34,6 +34,12 @@ def test_a_frozen_teacher_stays_as_it_is(tmp_path):
     assert tiny.distance(large, tiny.network(24, seed=1)) == 0.0
     assert tiny.distance(trainer.model, tiny.network()) > 1e-3
     assert not (tmp_path / "checkpoint-2" / "large").exists()
+    with pytest.raises(
+        RunError, match=r"checkpoint-2 has no large model. It is of a run with one model or a frozen"
+    ):
+        tiny.trainer(tmp_path / "other", max_steps=3).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-2")
+        )
     assert "update_large" not in set(trainer.ledger.table()["phase"])
 
 

@@ -74,6 +74,7 @@ class RolloutTrainer(EconomicTrainer):
                 )
         with self.ledger.phase("hint"):
             hints = self._write_hints(prompt_ids)
+            self.second.rest()
         ended = [bool(hint) and hint[-1] in self.eos_token_ids for hint in hints]
         # Every process takes part in every generation, and an engine deals equal numbers of rows to all of
         # them.

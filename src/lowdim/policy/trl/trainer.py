@@ -18,7 +18,7 @@ from trl.trainer.utils import (
     is_async_callable,
 )
 
-from lowdim.errors import DataError
+from lowdim.errors import DataError, RunError
 from lowdim.policy import door
 from lowdim.policy.data import check_disjoint
 from lowdim.policy.guards import Guards
@@ -215,6 +215,11 @@ class HybridGRPOTrainer(UpdateTrainer):
     def _prepare_large(self, max_steps: int, checkpoint: str | None) -> None:
         second, device = self.second, self.accelerator.device
         if checkpoint is not None and second.trainable:
+            if not (Path(checkpoint) / LARGE / "state.json").is_file():
+                raise RunError(
+                    f"HybridGRPOTrainer: the checkpoint {checkpoint} has no large model. It is of a run with "
+                    "one model or a frozen one: resume with that run's method, or start anew."
+                )
             load_weights(second.model, Path(checkpoint) / LARGE / "model")
         placed = (
             self.is_fsdp_enabled and second.trainable
