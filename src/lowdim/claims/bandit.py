@@ -8,13 +8,16 @@ knows others, and hardly knows the rest. All seeds are trained side by side alon
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lowdim.claims.declare import Measurement, Trial
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Curves", "Setting", "World", "first_reach", "train"]
+__all__ = ["Curves", "Setting", "World", "against", "first_reach", "mean_of", "train"]
 
 QUESTIONS, ANSWERS, WIDTH, HIDDEN = 196, 50, 32, 64
 TRAINING, HELD_OUT, WARM_UP, BUDGET, SEEDS = 512, 2000, 500, 12_000, 8
@@ -218,3 +221,63 @@ def first_reach(curves: Curves, level: float) -> Tensor:
     first = reached.int().argmax(0)
     there = curves.rollouts.gather(0, first[None])[0]
     return torch.where(reached.any(0), there, torch.inf)
+
+
+def mean_of(trial: Trial, setting: Setting, figure: str, *, number: int = WORLD) -> tuple[float, float]:
+    """Return the mean over the seeds of what a training gave, and its standard error.
+
+    Parameters
+    ----------
+    trial : Trial
+        Of the claim; trainings are shared among claims.
+    setting : Setting
+        Of the training.
+    figure : str
+        ``"0.7"``, ``"0.8"`` or ``"0.9"``, rollouts to that reward; ``"final"``, the reward at the end.
+    number : int
+        Which world.
+
+    Returns
+    -------
+    tuple of float
+        Infinite and NaN where a seed never reached the reward.
+    """
+
+    def compute() -> dict[str, Any]:
+        curves = train(setting, seeds=2 if trial.quick else SEEDS, number=number)
+        reached = {str(level): first_reach(curves, level).tolist() for level in (0.7, 0.8, 0.9)}
+        # JSON has no infinity: None is a seed that never got there.
+        finite = {level: [x if math.isfinite(x) else None for x in each] for level, each in reached.items()}
+        return {**finite, "final": curves.final.tolist()}
+
+    name = "-".join(str(part) for part in (number, *vars(setting).values()))
+    found: dict[str, Any] = trial.share(f"economies-bandit-{name}", compute, seeded=False)
+    values = [math.inf if value is None else value for value in found[figure]]
+    mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return mean, math.nan
+    return mean, statistics.stdev(values) / math.sqrt(len(values))
+
+
+def against(trial: Trial, ours: Setting, other: Setting, figure: str, *, number: int = WORLD) -> Measurement:
+    """Compare two trainings: ratio of rollouts, or difference of the rewards at the end.
+
+    Parameters
+    ----------
+    trial : Trial
+        Of the claim.
+    ours, other : Setting
+        Of the trainings.
+    figure : str
+        See :func:`mean_of`.
+    number : int
+        Which world.
+
+    Returns
+    -------
+    Measurement
+        With means, their standard errors, and how many of them the difference is.
+    """
+    (a, e), (b, f) = (mean_of(trial, setting, figure, number=number) for setting in (ours, other))
+    details = {"ours": [a, e], "other": [b, f], "sigma": abs(a - b) / math.hypot(e, f)}
+    return Measurement(a - b if figure == "final" else a / b, details, judged=not trial.quick)
