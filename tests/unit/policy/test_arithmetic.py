@@ -262,3 +262,52 @@ def test_second_moments_make_a_nearer_copy(digit, warmed):
     plain, weighted = (compressed(warmed, rank=8, task=given) for given in (None, digit))
     far, near = (closeness(model, warmed, digit, rows=1000).kl for model in (plain, weighted))
     assert near < far
+
+
+def test_alpha_falls_linearly_from_its_full_value(digit, warmed):
+    after = []
+    for steps in (1, 3):
+        for recipe in (Recipe(), Recipe(alpha_schedule="linear")):
+            small, large = copy.deepcopy(warmed), large_decoder(seed=1)
+            train(small, digit, recipe=recipe, large=large, steps=steps, seed=0)
+            after.append(torch.cat([p.detach().flatten() for p in small.parameters()]))
+    assert torch.equal(after[0], after[1])
+    assert not torch.equal(after[2], after[3])
+
+
+def test_alpha_falls_with_the_divergence_and_never_rises():
+    from lowdim.policy.arithmetic.train import _Anneal
+
+    anneal, seen = _Anneal(Recipe(alpha=2.0, alpha_schedule="closeness")), []
+    found = []
+    for divergence in (1.0, 0.5, 0.5, 9.0):
+        seen.append(torch.full((8,), -divergence))
+        found.append(anneal(0.5, seen))
+    # A moving average with weight 0.1 of the newest: 1, .95, .905, 1.7145.
+    assert found == pytest.approx([2.0, 1.9, 1.81, 2.0])
+
+
+def test_rows_of_the_large_policy(digit, warmed):
+    work, after = {}, {}
+    for rows in ("kept", "reward", "all"):
+        small, large = copy.deepcopy(warmed), copy.deepcopy(warmed)
+        learning = train(small, digit, recipe=Recipe(large_rows=rows), large=large, steps=1, seed=0)
+        work[rows] = learning.updated
+        after[rows] = torch.cat([p.detach().flatten() for p in large.parameters()])
+    # Both models are as large: 8 + 14 rows of a prompt instead of 8 + 8.
+    assert work["all"] / work["kept"] == pytest.approx(22 / 16, rel=0.05)
+    assert not torch.equal(after["kept"], after["reward"])
+    assert not torch.equal(after["kept"], after["all"])
+
+
+def test_truncated_ratios_move_the_large_policy_where_clipped_ones_do_not():
+    """Where the large policy already finds right rollouts 1.2 times likelier, clipping takes the gradient."""
+    from lowdim.policy.surrogate import clipped_surrogate, truncated_surrogate
+
+    logp = torch.log(torch.tensor([[0.8], [0.1]])).requires_grad_()
+    old, A, mask = torch.log(torch.tensor([[0.5], [0.3]])), torch.tensor([0.5, -0.5]), torch.ones(2, 1)
+    clipped, _ = clipped_surrogate(logp, old, A, mask, max_length=1)
+    truncated, _ = truncated_surrogate(logp, old, A, mask, max_length=1, cap=2.0)
+    assert torch.autograd.grad(clipped, logp, retain_graph=True)[0].tolist() == [[0.0], [0.0]]
+    found = torch.autograd.grad(truncated, logp)[0]
+    assert torch.allclose(found, torch.tensor([[-0.4], [1 / 12]]))
