@@ -58,6 +58,42 @@ def test_without_distillation_and_selection_both_copies_follow_trl(tmp_path, acc
     assert tiny.distance(ours.model, ours.large) <= 1e-6
 
 
+def test_a_mixture_of_experts_keeps_its_own_loss(tmp_path):
+    """TRL adds the loss that balances the experts to the small model's; the large copy gets the same."""
+    transformers = pytest.importorskip("transformers")
+    given = tiny.network().config.to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
+    config = transformers.MixtralConfig(
+        **{name: given[name] for name in names},
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        router_aux_loss_coef=0.5,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    small = transformers.MixtralForCausalLM(config)
+    start = copy.deepcopy(small)
+    trainer = tiny.trainer(
+        tmp_path,
+        small=small,
+        large=copy.deepcopy(small),
+        alpha=0.0,
+        candidates=8,
+        keep_rollouts=8,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_steps=3,
+        optim="sgd",
+        learning_rate=0.1,
+    )
+    trainer.train()
+    assert trainer._balance_of_large == 0.5
+    assert tiny.distance(start, trainer.large) > 1e-3
+    assert tiny.distance(trainer.model, trainer.large) <= 1e-6
+
+
 def test_method_grpo_is_trl(tmp_path):
     accumulate = 2
     with warnings.catch_warnings():

@@ -15,6 +15,7 @@ __all__ = [
     "check_columns",
     "check_launch",
     "check_pair",
+    "check_precision",
     "check_rewards",
     "check_settings",
     "shared_vocabulary",
@@ -262,6 +263,26 @@ def check_pair(small: Any, large: Any) -> None:
                 LowdimWarning,
                 stacklevel=3,
             )
+
+
+def check_precision(model: Any) -> None:
+    """Warn if a model is trained in numbers too coarse for its updates.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The large model, adapters included.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if trained and all(p.dtype.itemsize == 2 for p in trained):
+        warnings.warn(
+            "HybridGRPOTrainer: the large model is trained in "
+            f"{str(trained[0].dtype).removeprefix('torch.')}: updates below a hundredth of a weight are "
+            "rounded away. Give large_peft_config (adapters are float32), or load it in float32 and set "
+            "bf16=True.",
+            LowdimWarning,
+            stacklevel=3,
+        )
 
 
 def shared_vocabulary(

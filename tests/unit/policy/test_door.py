@@ -99,6 +99,11 @@ def test_models_that_do_not_go_together(tmp_path):
         tiny.HybridGRPOTrainer(model, large=tiny.network(), reward_funcs=tiny.reward)
 
 
+def test_weights_too_coarse_for_their_updates(tmp_path):
+    with pytest.warns(LowdimWarning, match="trained in bfloat16: updates .* rounded away"):
+        built(tmp_path, large=tiny.network(24, seed=1).to(tiny.torch.bfloat16))
+
+
 def test_a_tokenizer_of_other_words(tmp_path):
     large = tiny.network(24, seed=1)
     large.save_pretrained(tmp_path / "large")

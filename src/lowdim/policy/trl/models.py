@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model
 
 from lowdim.errors import DataError
+from lowdim.policy.door import check_precision
 from lowdim.policy.large import LargePolicy
 from lowdim.policy.trl.config import HybridGRPOConfig
 
@@ -70,6 +71,8 @@ def load_large(
         enable(args.activation_checkpointing_kwargs)
         if is_peft_model(model):
             model.enable_input_require_grads()
+    if args.train_large:
+        check_precision(model)
     return LargePolicy(model, trainable=bool(args.train_large), offload=args.offload_large)
 
 

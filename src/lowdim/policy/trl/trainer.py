@@ -180,6 +180,9 @@ class HybridGRPOTrainer(UpdateTrainer):
             cast_lm_head_to_fp32=self.args.cast_lm_head_to_fp32,
             outputs=("log_probs", "entropy"),
         )
+        text, wanted = large.config.get_text_config(), self.args.router_aux_loss_coef
+        if hasattr(text, "output_router_logits"):
+            self._balance_of_large = getattr(text, "router_aux_loss_coef", 0.0) if wanted is None else wanted
         if count is None:
             return
         for model in (base_of(self.model), large):

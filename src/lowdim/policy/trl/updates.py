@@ -25,6 +25,7 @@ class UpdateTrainer(RolloutTrainer):
     _slice: Any = None
     _began: float = 0.0
     _logps: Any = None
+    _balance_of_large: float = 0.0
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         inputs = super()._prepare_inputs(generation_batch)
@@ -93,12 +94,14 @@ class UpdateTrainer(RolloutTrainer):
 
     def _large_loss(self, batch: dict[str, Any]) -> Tensor:
         """Equation 15: the small policy's probabilities in the denominator, the plain advantages."""
-        logps, entropies, _ = self._get_per_token_logps_and_entropies(
+        balance = self._balance_of_large
+        logps, entropies, auxiliary = self._get_per_token_logps_and_entropies(
             self.second.wrapped,
             torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
             torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
             batch["completion_ids"].size(1),
             compute_entropy=True,
+            compute_aux_loss=balance != 0,
         )
         self._logps = None
         mask = _loss_mask(batch)
@@ -119,6 +122,8 @@ class UpdateTrainer(RolloutTrainer):
                 "large/clip_ratio/outside": mean[7],
             }
         )
+        if balance:  # a mixture of experts: its own loss keeps them all in use
+            loss = loss + balance * auxiliary
         return loss / self.current_gradient_accumulation_steps
 
     def _surrogate(
