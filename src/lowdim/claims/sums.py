@@ -110,7 +110,7 @@ def hybrid(trial: Trial, name: str, *, continued: bool = False) -> Row:
             large = _teacher(trial.seed, trial.quick, _steps(trial, 300))[0]
         return _train_both(trial, task, copy.deepcopy(small), copy.deepcopy(large), RECIPES[name], continued)
 
-    return trial.share(f"policy-{name.replace(',', '').replace(' ', '-')}", measure)
+    return trial.share(f"policy-{name.replace(' ', '-')}", measure)
 
 
 def _train_both(

@@ -114,8 +114,5 @@ RECIPES: dict[str, Recipe] = {
     "hints always": Recipe(hint_tokens=1, hint_steps=10**9),
     "ratio cap 3": Recipe(ratio_cap=3.0),
     "improved": Recipe(large_ratio="truncated", ratio_cap=2.0, large_lr=1.5e-4),
-    "improved, all rows": Recipe(
-        keep_rollouts=14, alpha=0.5, large_ratio="truncated", ratio_cap=2.0, large_lr=1.5e-4
-    ),
 }
 """Recipes by name. "grpo", "grpo-14" and "pods" train one policy; continued training is "grpo", too."""
