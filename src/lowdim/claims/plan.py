@@ -49,6 +49,8 @@ def steps(trial: Trial) -> dict[str, Any]:
                 "hybrid": case.hybrid,
             },
             "break_even": [plan.break_even for plan in case.plans],
+            "phases": case.phases,
+            "planned_parts": [plan.step_seconds for plan in case.plans],
         }
 
     return dict(trial.share("plan-steps", compute, seeded=False))

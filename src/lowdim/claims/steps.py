@@ -196,7 +196,7 @@ def stepper(small: Any, large: Any | None, *, length: int, prompts_per_step: int
 
 
 def planned(sizes: str, *, length: int, prompts_per_step: int) -> Any:
-    """Plan the steps that `stepper` takes, from one measurement of each part.
+    """Plan the steps that `stepper` takes, from two measurements of each part.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ def planned(sizes: str, *, length: int, prompts_per_step: int) -> Any:
             max_completion_length=length,
             prompts_per_step=prompts_per_step,
             rows=KEEP,
-            repeats=1,
+            repeats=2,
             checkpointing=False,
             device="cpu",
             clock=now,

@@ -58,7 +58,7 @@ class Plan:
     >>> slow = ModelTimes({8: TokenTime((0,), (1.0,))}, PassTime(0.010), PassTime(0.030))
     >>> found = Plan(Shape(1, 8, 8, 0, 100, 100), fast, slow, (1, 8), (), None, "cpu", 0.0)
     >>> round(found.saving, 2), found.pays
-    (0.64, True)
+    (0.63, True)
     """
 
     shape: Shape

@@ -44,7 +44,7 @@ class TokenTime:
     seconds : tuple of float
         Of one step there.
     start : float
-        Seconds before the first token: the pass over the prompt, and what `generate` prepares.
+        Seconds until the first token: the pass over the prompt, and what `generate` prepares.
 
     Examples
     --------
@@ -72,14 +72,14 @@ class TokenTime:
         return max(y + max(slope, 0.0) * (context - x), 0.0)
 
     def total(self, prompt: float, tokens: float) -> float:
-        """Return the seconds of a whole completion: the integral over its contexts.
+        """Return the seconds of `start` and of many steps: the integral over their contexts.
 
         Parameters
         ----------
         prompt : float
             Tokens of the prompt.
         tokens : float
-            Tokens of the completion.
+            Steps.
 
         Returns
         -------
@@ -156,7 +156,7 @@ class ModelTimes:
     Examples
     --------
     >>> times = ModelTimes({8: TokenTime((0,), (0.1,))}, PassTime(0.001), PassTime(0.003), 0.5)
-    >>> times.generate(8, prompt=10, tokens=100)
+    >>> times.generate(8, prompt=10, tokens=101)
     10.0
     """
 
@@ -182,7 +182,8 @@ class ModelTimes:
         known = sorted(self.tokens)
         if not known:
             raise DataError("ModelTimes: no decoding has been timed.")
-        spent = {size: self.tokens[size].total(prompt, tokens) for size in known}
+        # The pass over the prompt gives the first token.
+        spent = {size: self.tokens[size].total(prompt, max(tokens - 1, 0)) for size in known}
         if rows in spent:
             return spent[rows]
         if len(known) == 1:
@@ -243,7 +244,7 @@ def step_seconds(small: ModelTimes, large: ModelTimes, *, shape: Shape) -> dict[
     >>> shape = Shape(1, 8, 8, 0, 100, 100)
     >>> found = step_seconds(fast, slow, shape=shape)
     >>> {method: round(sum(parts.values())) for method, parts in found.items()}
-    {'grpo_large': 124, 'grpo_small': 12, 'hybrid': 45}
+    {'grpo_large': 123, 'grpo_small': 12, 'hybrid': 45}
     """
     kept, all_rows = shape.prompts * shape.keep_rollouts, shape.prompts * shape.candidates
     P = shape.prompt_length
