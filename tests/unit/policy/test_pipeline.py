@@ -9,7 +9,9 @@ import types
 import numpy as np
 import pytest
 import torch
+import typer
 
+from lowdim.cli.policy.train import finish
 from lowdim.errors import DataError, RunError
 from lowdim.policy import HybridGRPOResult, codistill, named_reward
 from lowdim.policy.arithmetic.addition import Addition
@@ -223,6 +225,19 @@ def test_folders_that_hold_no_result_are_refused(content, tmp_path):
         (tmp_path / "report.json").write_text(json.dumps(content))
     with pytest.raises(RunError, match=r"report\.json"):
         HybridGRPOResult.load(tmp_path)
+
+
+def test_a_run_that_a_guard_has_stopped_leaves_with_code_one(tmp_path, capsys):
+    ledger = [{**REPORT["ledger"][0], "share": 1.0, "tokens": 5, "completion_tokens": 2, "flops": 1e9}]
+    rows = [{**row, "truncated": 0.0} for row in REPORT["evaluations"]]
+    report = {**REPORT, "ledger": ledger, "evaluations": rows}
+    finish(HybridGRPOResult.of(None, None, report), tmp_path, None, False)
+    stopped = HybridGRPOResult.of(None, None, {**report, "stopped": "it fell"})
+    with pytest.raises(typer.Exit) as left:
+        finish(stopped, tmp_path, None, True)
+    assert left.value.exit_code == 1
+    assert '"stopped": "it fell"' in capsys.readouterr().out
+    assert "The run was stopped: it fell." in (tmp_path / "report.html").read_text()
 
 
 # The world of the demo

@@ -319,6 +319,11 @@ def finish(result: HybridGRPOResult, output: Path, against: Path | None, json: b
     against : Path, optional
         Another run.
     json : bool
+
+    Raises
+    ------
+    typer.Exit
+        With code 1, if a guard has stopped the run.
     """
     from lowdim.policy import HybridGRPOResult
     from lowdim.report import policy_page
@@ -330,10 +335,12 @@ def finish(result: HybridGRPOResult, output: Path, against: Path | None, json: b
     policy_page(report, against=other).write(output / "report.html")
     if json:
         manners.emit(report)
-        return
-    from lowdim.cli.policy.show import show_run
+    else:
+        from lowdim.cli.policy.show import show_run
 
-    show_run(report, output)
+        show_run(report, output)
+    if report.get("stopped"):
+        raise typer.Exit(manners.GATE_FAILED)
 
 
 def _source(share: float | None, small: str, large: str | None, of: str | None) -> str:
