@@ -269,8 +269,8 @@ def _graceful(phase: Phase) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def warn_stop(phase: Phase) -> None:
