@@ -71,7 +71,7 @@ def accuracy(runs: Runs) -> Figure | None:
             if not own:
                 continue
             label = f"{name}" if alone else f"{name}, {model}"
-            color = f"var(--c{number + 2})" if number else MODEL_COLORS[model]
+            color = f"var(--c{number + 4})" if number else MODEL_COLORS[model]
             figure.add_scatter(
                 x=[row["step"] + (ends if row["phase"] == "continue" else 0) for row in own],
                 y=[row["accuracy"] for row in own],
@@ -210,7 +210,7 @@ def _lines(
     figure.update_xaxes(title_text="Step", rangemode="tozero")
     figure.update_yaxes(title_text=title, tickformat=tickformat)
     if log:
-        figure.update_yaxes(type="log", exponentformat="power")
+        figure.update_yaxes(type="log", dtick="D2")
     else:
         figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=len(figure.data) > 1)
