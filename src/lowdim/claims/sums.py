@@ -20,6 +20,9 @@ Row = dict[str, Any]
 CONTINUED = 75
 """Steps of continued training."""
 
+CALIBRATED = 1280
+"""Completions that second moments are measured on."""
+
 
 @functools.cache
 def _world(quick: bool) -> tuple[Addition, Decoder, Decoder]:
@@ -157,10 +160,11 @@ def from_copy(
             rank=rank,
             keep=keep,
             task=task if weighted else None,
+            rows=CALIBRATED,
             seed=trial.seed,
         )
         before = dataclasses.asdict(closeness(small, large, task, seed=trial.seed))
-        given = dict(healing or {"steps": 100})
+        given, calibrated = dict(healing or {"steps": 100}), CALIBRATED if weighted else 0
         if trial.quick:
             given = {"steps": 2, "fresh": 1}
         healed = heal(small, large, task, seed=trial.seed, **given) if given["steps"] else 0.0
@@ -171,7 +175,8 @@ def from_copy(
                 **dataclasses.asdict(closeness(small, large, task, seed=trial.seed)),
                 **_accuracies(small, task, "small"),
             },
-            "healing generated": healed / 1e9,
+            # Second moments need samples, too: so many completions, as long as those of the healing.
+            "healing generated": healed * (1 + calibrated / (128 * given.get("fresh", given["steps"]))) / 1e9,
         }
         if alone:
             learning = train(small, task, recipe=RECIPES["grpo"], steps=_steps(trial, 300), seed=trial.seed)
