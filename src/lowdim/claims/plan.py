@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 from lowdim.claims.declare import Measurement, Trial, claim
@@ -18,26 +16,15 @@ SETTING = (
 LENGTH, REPEATS = 96, 5
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread inside."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def steps(trial: Trial) -> dict[str, Any]:
     """Return savings and errors of the plan, measured once for both claims."""
 
     def compute() -> dict[str, Any]:
+        from threadpoolctl import threadpool_limits
+
         from lowdim.claims.steps import measure
 
-        with one_thread():
+        with threadpool_limits(1):
             (case,) = measure(LENGTH, sizes=("8:1",), repeats=3 if trial.quick else REPEATS)
         return {
             "saving": case.saving,
