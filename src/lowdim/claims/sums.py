@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lowdim.algebra import Operator
     from lowdim.policy.arithmetic import Addition, Decoder, Learning, Recipe
 
-__all__ = ["Row", "from_copy", "grpo_large", "hybrid", "small_alone", "starts"]
+__all__ = ["Row", "cliff", "from_copy", "grpo_large", "hybrid", "small_alone", "starts"]
 
 Row = dict[str, Any]
 
@@ -22,6 +22,9 @@ CONTINUED = 75
 
 CALIBRATED = 1280
 """Completions that second moments are measured on."""
+
+EVALUATED = 10
+"""Steps between two evaluations of the large policy on the learning cliff."""
 
 
 @functools.cache
@@ -33,6 +36,16 @@ def _world(quick: bool) -> tuple[Addition, Decoder, Decoder]:
     warm_up(large, task, until=0.002 if quick else 0.40, seed=0)
     warm_up(small, task, until=0.002 if quick else 0.18, seed=0)
     return task, small, large
+
+
+@functools.cache
+def _weak(quick: bool) -> Decoder:
+    """Return a small policy that is hardly ever right."""
+    from lowdim.policy.arithmetic import small_decoder, warm_up
+
+    small = small_decoder(seed=0)
+    warm_up(small, _world(quick)[0], until=0.001 if quick else 0.045, seed=0)
+    return small
 
 
 def _steps(trial: Trial, steps: int) -> int:
@@ -114,6 +127,38 @@ def hybrid(trial: Trial, name: str, *, continued: bool = False) -> Row:
         return _train_both(trial, task, copy.deepcopy(small), copy.deepcopy(large), RECIPES[name], continued)
 
     return trial.share(f"policy-{name.replace(' ', '-')}", measure)
+
+
+def cliff(trial: Trial) -> Row:
+    """Train both policies from a small one that is hardly ever right, and ask the guard on the way."""
+    from lowdim.policy.arithmetic import RECIPES, closeness, train
+    from lowdim.policy.guards import Guards
+
+    def measure() -> Row:
+        task, _, large = _world(trial.quick)
+        small, large = copy.deepcopy(_weak(trial.quick)), copy.deepcopy(large)
+        before = {**_accuracies(small, task, "small"), **_accuracies(large, task, "large")}
+        before |= dataclasses.asdict(closeness(small, large, task, seed=trial.seed))
+        guard, way = Guards(silent=True), cast(Row, {})
+        guard.evaluated(before["large sampled"])
+        stop: int | None = None
+
+        def see(step: int, learning: Learning) -> None:
+            nonlocal stop
+            if step % EVALUATED == 0:
+                seen = _accuracies(large, task, "large")
+                if stop is None and guard.evaluated(seen["large sampled"]):
+                    stop = step
+                    way["where the guard stops"] = {"step": step, **seen}
+                if step % 50 == 0:
+                    way[f"{step} steps"] = seen
+
+        recipe, steps = RECIPES["hybrid"], _steps(trial, 300)
+        learning = train(small, task, recipe=recipe, large=large, steps=steps, seed=trial.seed, callback=see)
+        after = {**_accuracies(small, task, "small"), **_accuracies(large, task, "large")}
+        return {"before": before, "after": after, "guard": stop, "way": way, **_costs(learning)}
+
+    return cast(Row, trial.share("policy-cliff", measure))
 
 
 def _train_both(
