@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
 from collections.abc import Sequence
@@ -36,17 +35,11 @@ WITHIN = 0.15
 
 def run(options: Options) -> Table:
     """Measure all lengths and sizes."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        cases = [
-            case
-            for length, sizes, prompts in (CASES[:2] if options.quick else CASES)
-            for case in measure(length, sizes=sizes, repeats=options.repeats(3), prompts_per_step=prompts)
-        ]
-    finally:
-        torch.set_num_threads(threads)
+    cases = [
+        case
+        for length, sizes, prompts in (CASES[:2] if options.quick else CASES)
+        for case in measure(length, sizes=sizes, repeats=options.repeats(3), prompts_per_step=prompts)
+    ]
     return Table(NAME, DESCRIPTION, (*map(_row, cases), *_gpu(options)), _notes())
 
 

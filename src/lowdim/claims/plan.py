@@ -20,12 +20,9 @@ def steps(trial: Trial) -> dict[str, Any]:
     """Return savings and errors of the plan, measured once for both claims."""
 
     def compute() -> dict[str, Any]:
-        from threadpoolctl import threadpool_limits
-
         from lowdim.claims.steps import measure
 
-        with threadpool_limits(1):
-            (case,) = measure(LENGTH, sizes=("8:1",), repeats=3 if trial.quick else REPEATS)
+        (case,) = measure(LENGTH, sizes=("8:1",), repeats=3 if trial.quick else REPEATS)
         return {
             "saving": case.saving,
             "planned": case.planned_saving,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import logging
+import os
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -22,6 +26,15 @@ VOCABULARY, PROMPT, CANDIDATES, KEEP = 256, 16, 14, 8
 LARGE = (256, 16)
 SMALL = {"4:1": (256, 4), "8:1": (256, 2), "16:1": (256, 1)}
 """Width and layers. The sizes differ in depth, so that heads and kernels are alike."""
+
+STEADY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "OMP_NUM_THREADS": "1",
+}
+"""For the process that measures. The GNU C library returns freed memory to the system where it lies at the
+end of the heap, and the next kernel pays for fresh pages. What lies there is an accident of all allocations
+before: scoring with the small model took 0.1 s of a step in some processes and 0.7 s in others."""
 
 now = time.process_time
 """With one thread these are the seconds of a quiet machine, whatever else it does."""
@@ -293,7 +306,7 @@ class Case:
 
 
 def measure(length: int, *, sizes: Sequence[str], repeats: int, prompts_per_step: int = 1) -> list[Case]:
-    """Time steps of all trainers in turn, and plan them in every turn.
+    """Time steps of all trainers in turn, and plan them in every turn, in a process of its own.
 
     Parameters
     ----------
@@ -310,6 +323,28 @@ def measure(length: int, *, sizes: Sequence[str], repeats: int, prompts_per_step
     list of Case
         One for each of `sizes`.
     """
+    shape: dict[str, Any] = {"sizes": tuple(sizes), "repeats": repeats, "prompts_per_step": prompts_per_step}
+    with _environment(STEADY), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, length, **shape).result()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for the processes that start inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _measure(length: int, *, sizes: Sequence[str], repeats: int, prompts_per_step: int) -> list[Case]:
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     plans: dict[str, list[Any]] = {name: [] for name in sizes}
     with tempfile.TemporaryDirectory() as folder:
         shape: dict[str, Any] = {"length": length, "prompts_per_step": prompts_per_step, "folder": folder}
