@@ -158,6 +158,20 @@ def learning_cliff(trial: Trial) -> Measurement:
     return Measurement(row["after"]["large sampled"], row, judged=not trial.quick)
 
 
+@claim(
+    "policy.collapse",
+    statement="At a learning rate of 1e-3 the large policy without distillation and selection: sampled "
+    "accuracy, from .45 at the start (one of the two, and Hybrid-GRPO, in the details)",
+    source=PAPER,
+    setting=f"{SIZES}; learning rate of both 1e-3 instead of 3e-4",
+    paper="collapses, at another scale",
+)
+def collapse(trial: Trial) -> Measurement:
+    names = ("neither", "no distillation", "no selection", "hybrid")
+    rows = {name: hybrid(trial, name, lr=1e-3) for name in names}
+    return Measurement(rows["neither"]["large sampled"], rows, judged=not trial.quick)
+
+
 ABLATIONS = (
     "no distillation",
     "no selection",

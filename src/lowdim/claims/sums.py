@@ -116,7 +116,7 @@ def grpo_large(trial: Trial) -> Row:
     return trial.share("policy-grpo-large", lambda: _teacher(trial.seed, trial.quick, _steps(trial, 300))[1])
 
 
-def hybrid(trial: Trial, name: str, *, continued: bool = False) -> Row:
+def hybrid(trial: Trial, name: str, *, continued: bool = False, lr: float | None = None) -> Row:
     """Train both policies by a named recipe; the frozen teacher of "kdrl" is the large policy after GRPO."""
     from lowdim.policy.arithmetic import RECIPES
 
@@ -124,9 +124,11 @@ def hybrid(trial: Trial, name: str, *, continued: bool = False) -> Row:
         task, small, large = _world(trial.quick)
         if name == "kdrl":
             large = _teacher(trial.seed, trial.quick, _steps(trial, 300))[0]
-        return _train_both(trial, task, copy.deepcopy(small), copy.deepcopy(large), RECIPES[name], continued)
+        recipe = RECIPES[name] if lr is None else dataclasses.replace(RECIPES[name], lr=lr)
+        return _train_both(trial, task, copy.deepcopy(small), copy.deepcopy(large), recipe, continued)
 
-    return trial.share(f"policy-{name.replace(' ', '-')}", measure)
+    key = f"policy-{name.replace(' ', '-')}"
+    return trial.share(key if lr is None else f"{key}-at-{lr:g}", measure)
 
 
 def cliff(trial: Trial) -> Row:
