@@ -44,7 +44,7 @@ claims-sentences claims-blast claims-encoder claims-trainings: export OMP_NUM_TH
 claims-sentences: install
 	$(CLAIMS) 'compress.sts-*' 'rates.*'
 claims-blast: install
-	$(CLAIMS) 'blast.*' 'phase.*' 'plan.*' 'policy.*' 'regress.*'
+	$(CLAIMS) 'blast.*' 'phase.*' 'plan.*' 'policy.*' 'regress.*' 'staged.*'
 claims-encoder: install
 	$(CLAIMS) 'compress.*svd*' 'compress.monarch-*' 'compress.blast-*' 'compress.embeddings-*' 'track.*'
 claims-trainings: install

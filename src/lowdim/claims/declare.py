@@ -33,6 +33,7 @@ SYSTEMS = (
     "rates",
     "regress",
     "resample",
+    "staged",
     "track",
 )
 

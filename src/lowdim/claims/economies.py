@@ -31,7 +31,7 @@ BANDIT = (
 
 
 @functools.cache
-def _world() -> World:
+def world() -> World:
     """Warm up the text task, once."""
     try:
         import trl  # noqa: F401
@@ -50,7 +50,7 @@ def _measure_compaction(trial: Trial) -> dict[str, Any]:
     from lowdim.policy.compaction import compact
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(_world(), folder, group=4, prompts=64, steps=1, seed=trial.seed)
+        trainer = trainer_of(world(), folder, group=4, prompts=64, steps=1, seed=trial.seed)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -125,7 +125,7 @@ def step(trial: Trial) -> Measurement:
             with tempfile.TemporaryDirectory() as folder:
                 options: dict[str, Any] = {} if plain else {"compaction": True}
                 trainer = trainer_of(
-                    _world(), folder, plain=plain, group=4, prompts=16, steps=steps, seed=seed, **options
+                    world(), folder, plain=plain, group=4, prompts=16, steps=steps, seed=seed, **options
                 )
                 start = time.process_time()
                 trainer.train()
@@ -145,14 +145,15 @@ def _texts(trial: Trial) -> dict[str, Any]:
         from lowdim.claims.products import staged_run
 
         steps, seeds = (21, (0,)) if trial.quick else (120, range(5))
-        runs = {
-            name: [staged_run(_world(), first, steps=steps, seed=seed) for seed in seeds]
-            for name, first in (("all", None), ("staged", 2))
-        }
-        return {
-            name: {figure: [run[figure] for run in several] for figure in several[0]}
-            for name, several in runs.items()
-        }
+        found = {}
+        for name, first in (("all", None), ("staged", 2)):
+            runs = [staged_run(world(), first, steps=steps, seed=seed, every=steps // 3) for seed in seeds]
+            found[name] = {
+                "tokens": [run.tokens[-1] / steps for run in runs],
+                "two_thirds": [run.rewards[1] for run in runs],
+                "final": [run.rewards[2] for run in runs],
+            }
+        return found
 
     found: dict[str, Any] = trial.share("economies-texts", compute, seeded=False)
     return found

@@ -151,7 +151,7 @@ def total_work(trial: Trial) -> Measurement:
     source=OWN,
     setting=f"{SIZES}; the small one warmed up to .045 only; the guard asked every 10 steps",
     paper="none; the method needs a small policy that succeeds now and then",
-    seeds=(0, 1),
+    seeds=SEEDS,
 )
 def learning_cliff(trial: Trial) -> Measurement:
     row = cliff(trial)
@@ -165,6 +165,7 @@ def learning_cliff(trial: Trial) -> Measurement:
     source=PAPER,
     setting=f"{SIZES}; learning rate of both 1e-3 instead of 3e-4",
     paper="collapses, at another scale",
+    seeds=SEEDS,
 )
 def collapse(trial: Trial) -> Measurement:
     names = ("neither", "no distillation", "no selection", "hybrid")
@@ -192,6 +193,7 @@ ABLATIONS = (
     source=PAPER,
     setting=f"{SIZES}; copies by the truncated SVD and by BLAST",
     paper="collapses without distillation and selection, and with hints throughout",
+    seeds=SEEDS,
 )
 def ablations(trial: Trial) -> Measurement:
     rows = {name: hybrid(trial, name) for name in ABLATIONS}
@@ -206,7 +208,8 @@ def ablations(trial: Trial) -> Measurement:
     statement="Copies of the large policy as its small one: best continued accuracy of the large policy "
     "among truncated SVD and BLAST at a quarter and a half of each matrix; the whole table in the details",
     source=OWN,
-    setting=f"{SIZES}; copies healed in 100 steps on the large policy's samples",
+    setting=f"{SIZES}; copies healed in 100 steps on the large policy's samples, or as named in the details",
+    seeds=SEEDS,
 )
 def copies(trial: Trial) -> Measurement:
     rows = {
@@ -216,6 +219,15 @@ def copies(trial: Trial) -> Measurement:
     }
     rows["rank 12"] = from_copy(trial, "rank-12", rank=12)
     rows["rank 12, GRPO alone"] = from_copy(trial, "rank-12-alone", rank=12, alone=True)
+    rows["rank 12 in second moments"] = _cheap_copy(trial)
+    for name, healing in {"GRPO alone": CHEAP, "not healed": {"steps": 0}}.items():
+        rows[f"rank 12 in second moments, {name}"] = from_copy(
+            *(trial, f"cheap-{name.lower().replace(' ', '-')}"),
+            rank=12,
+            weighted=True,
+            healing=healing,
+            alone=name == "GRPO alone",
+        )
     best = max(row["continued"]["large sampled"] for row in rows.values() if "continued" in row)
     return Measurement(best, rows, judged=not trial.quick)
 
@@ -389,9 +401,11 @@ CHEAPLY = (
 )
 
 
+CHEAP = {"steps": 60, "fresh": 20}
+
+
 def _cheap_copy(trial: Trial) -> dict[str, Any]:
-    healing = {"steps": 60, "fresh": 20}
-    return from_copy(trial, "cheap", rank=12, weighted=True, healing=healing)
+    return from_copy(trial, "cheap", rank=12, weighted=True, healing=CHEAP)
 
 
 @claim(

@@ -8,13 +8,16 @@ knows the rest: the text form of the bandit in :mod:`lowdim.claims.bandit`.
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import tempfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["World", "reward", "settings", "staged_run", "trainer_of"]
+__all__ = ["Curve", "World", "reward", "settings", "staged_run", "trainer_of"]
 
 SIDE, ANSWERS = 14, 50
 TRAINING, HELD_OUT, WARM_UP = 512, 512, 260
@@ -214,8 +217,65 @@ def trainer_of(world: World, output: Any, *, plain: bool = False, **options: Any
     )
 
 
-def staged_run(world: World, first: int | None, *, steps: int, seed: int) -> dict[str, float]:
-    """Train with 16 prompts of 4 rollouts a step; look after two thirds of the steps, and at the end.
+@dataclass(frozen=True)
+class Curve:
+    """Held-out reward on the way of a training.
+
+    Parameters
+    ----------
+    tokens, rewards : tuple of float
+        Tokens written so far, and the exact held-out reward, at each look.
+    alarms : int
+        How often the guard against forgetting paused staged rollouts.
+
+    Examples
+    --------
+    >>> curve = Curve((100.0, 200.0, 300.0), (0.5, 0.7, 0.6), 0)
+    >>> curve.at(150.0), round(curve.fall, 3)
+    (0.6, 0.1)
+    """
+
+    tokens: tuple[float, ...]
+    rewards: tuple[float, ...]
+    alarms: int
+
+    def at(self, tokens: float) -> float:
+        """Return the reward after so many tokens, along a line between two looks.
+
+        Parameters
+        ----------
+        tokens : float
+
+        Returns
+        -------
+        float
+        """
+        import numpy as np
+
+        return float(np.interp(tokens, self.tokens, self.rewards))
+
+    @property
+    def fall(self) -> float:
+        """Largest fall below the running best."""
+        return max(
+            best - reward
+            for best, reward in zip(itertools.accumulate(self.rewards, max), self.rewards, strict=True)
+        )
+
+
+def staged_run(
+    world: World,
+    first: int | None,
+    *,
+    steps: int,
+    seed: int,
+    every: int,
+    group: int = 4,
+    prompts: int = 16,
+    guarded: bool = True,
+    **options: Any,
+) -> Curve:
+    """Train with compaction and, on request, staged rollouts, and look at the reward on the way.
 
     Parameters
     ----------
@@ -225,25 +285,36 @@ def staged_run(world: World, first: int | None, *, steps: int, seed: int) -> dic
         Rollouts of the first stage; None makes all at once.
     steps, seed : int
         Optimizer steps, seed of the run.
+    every : int
+        Steps from look to look.
+    group, prompts : int
+        G, N.
+    guarded : bool
+        Whether staging pauses when solved prompts are forgotten.
+    options
+        Further settings.
 
     Returns
     -------
-    dict of str to float
-        ``tokens`` written per step; exact held-out reward ``two_thirds`` and ``final``.
+    Curve
     """
     from transformers import TrainerCallback
 
-    rewards = []
+    tokens: list[float] = []
+    rewards: list[float] = []
 
     class Look(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step in (2 * steps // 3, steps):
+            if state.global_step % every == 0:
+                tokens.append(float(trainer.ledger.phases["generate"].completion_tokens))
                 rewards.append(world.score(trainer.model))
 
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = {"staged_rollouts": first, "compaction": True}
-        trainer = trainer_of(world, folder, group=4, prompts=16, steps=steps, seed=seed, **options)
+        options |= {"staged_rollouts": first, "compaction": True}
+        trainer = trainer_of(world, folder, group=group, prompts=prompts, steps=steps, seed=seed, **options)
+        guard = None if trainer.stages is None else trainer.stages.guard
+        if guard is not None and not guarded:
+            guard.fall = math.inf
         trainer.add_callback(Look())
         trainer.train()
-    written = trainer.ledger.table().set_index("phase").loc["generate", "completion_tokens"]
-    return {"tokens": float(written) / steps, "two_thirds": rewards[0], "final": rewards[1]}
+    return Curve(tuple(tokens), tuple(rewards), 0 if guard is None else guard.alarms)
