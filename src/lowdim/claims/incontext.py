@@ -284,7 +284,8 @@ def lora_adam(trial: Trial) -> Measurement:
 
 
 SMALL = (
-    "GPT-2 trunk of 2 layers, 2 heads, width 48, y a token of its own; d = 4, r = 1, 10 examples, no noise; "
+    "GPT-2 trunk of 2 layers, 2 heads, width 48, y a token of its own, weights that start at 0.08 "
+    "(0.02, of GPT-2, times sqrt(768 / 48)); d = 4, r = 1, 10 examples, no noise; "
     "Adam at 3e-3, one cycle, 64 prompts per step, 2500 steps for one line and 4000 for two orthogonal ones; "
     "2000 prompts per angle; risk over r"
 )
@@ -394,9 +395,9 @@ def lines_gain(trial: Trial) -> Measurement:
 
 
 DIVERSITY = (
-    "GPT-2 trunk of 4 layers, 4 heads, width 64, tokens of y that hold x; d = 8, lines (r = 1), mutually "
-    "orthogonal in training, 12 examples, no noise; Adam at 2e-3, one cycle, 1400 steps of 64 prompts; "
-    "1000 prompts per angle. 12 trainings of 2 minutes of one core"
+    "GPT-2 trunk of 4 layers, 4 heads, width 64, weights that start at 0.02, tokens of y that hold x; d = 8, "
+    "lines (r = 1), mutually orthogonal in training, 12 examples, no noise; Adam at 2e-3, one cycle, 1400 "
+    "steps of 64 prompts; 1000 prompts per angle. 12 trainings of 2 minutes of one core"
 )
 
 

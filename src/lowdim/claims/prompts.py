@@ -73,7 +73,14 @@ def train_on_lines(k: int, seed: int, steps: int) -> dict[str, Any]:
     n = 12
     tasks = SubspaceTasks(8, r=1, subspaces=k, seed=seed)
     model = PromptTransformer(
-        8, n_positions=n + 1, n_layer=4, n_head=4, n_embd=64, tokens="paired", seed=seed
+        8,
+        n_positions=n + 1,
+        n_layer=4,
+        n_head=4,
+        n_embd=64,
+        tokens="paired",
+        initializer_range=0.02,
+        seed=seed,
     )
     history = train(model, tasks, steps=steps, n=n, batch=64, lr=2e-3, seed=seed)
     W = optimal_weights(tasks.covariance, n=n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -34,13 +35,18 @@ class PromptTransformer(nn.Module):
     tokens : {"alternating", "paired"}
         "alternating": y_i is a token of its own, as in [1]_. "paired": the token of y_i holds x_i, too, so
         that no layer has to learn to look one token back; small models learn many times faster.
+    initializer_range : float, optional
+        Standard deviation of the weights of the trunk at the start; those that write into the residual
+        stream have 1 / sqrt(2 n_layer) of it. GPT-2 has 0.02, made for its width of 768: by default
+        0.02 sqrt(768 / n_embd), with which a layer adds as much at any width. Narrow models that start at
+        0.02 hardly see their context at first, and predict 0 for thousands of steps, or for ever.
     seed : int, torch.Generator or None
         Of the start.
 
     Raises
     ------
     DataError
-        If a size is below 1, or `n_embd` not divisible by `n_head`.
+        If a size is below 1, `n_embd` not divisible by `n_head`, or `initializer_range` not positive.
     MissingExtra
         If transformers is not installed.
 
@@ -67,6 +73,7 @@ class PromptTransformer(nn.Module):
         n_head: int = 8,
         n_embd: int = 256,
         tokens: Tokens = "alternating",
+        initializer_range: float | None = None,
         seed: Seed = None,
     ) -> None:
         super().__init__()
@@ -80,6 +87,9 @@ class PromptTransformer(nn.Module):
             )
         if tokens not in ("alternating", "paired"):
             raise DataError(f"{where}: tokens={tokens!r} is unknown. Use 'alternating' or 'paired'.")
+        start = 0.02 * math.sqrt(768 / n_embd) if initializer_range is None else initializer_range
+        if not 0 < start < math.inf:
+            raise DataError(f"{where}: initializer_range={start!r} must be a positive number, or None.")
         self.d, self.n_positions, self.tokens = d, n_positions, tokens
         self.sizes: dict[str, Any] = {**sizes, "tokens": tokens}
         # Layers draw their start from the global generator: it is put back after.
@@ -87,7 +97,7 @@ class PromptTransformer(nn.Module):
             source = generator(seed)
             if source is not None:
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=source)))
-            self.trunk = _trunk(2 * n_positions, n_layer, n_head, n_embd)
+            self.trunk = _trunk(2 * n_positions, n_layer, n_head, n_embd, start)
             self.read_in = nn.Linear(d if tokens == "alternating" else d + 1, n_embd)
             self.read_out = nn.Linear(n_embd, 1)
 
@@ -150,7 +160,7 @@ class PromptTransformer(nn.Module):
         return self.errors(prompt).mean()
 
 
-def _trunk(positions: int, layers: int, heads: int, width: int) -> Any:
+def _trunk(positions: int, layers: int, heads: int, width: int, start: float) -> Any:
     try:
         from transformers import GPT2Config, GPT2Model
     except ImportError:
@@ -169,6 +179,7 @@ def _trunk(positions: int, layers: int, heads: int, width: int) -> Any:
         attn_pdrop=0.0,
         # The same function as "gelu_new", in one kernel.
         activation_function="gelu_pytorch_tanh",
+        initializer_range=start,
         use_cache=False,
     )
     trunk = GPT2Model(config)

@@ -108,6 +108,18 @@ def test_a_seed_is_a_start_and_leaves_the_global_generator_alone():
     assert not torch.equal(first.read_in.weight, other.read_in.weight)
 
 
+def test_weights_start_as_large_as_those_of_gpt2_for_the_width():
+    # 0.02 at width 768, so four times that at a sixteenth of it.
+    scaled, small_ones = small(n_embd=48), small(n_embd=48, initializer_range=0.02)
+    for name, weight in small_ones.trunk.named_parameters():
+        if weight.ndim == 2 and "wte" not in name:
+            torch.testing.assert_close(scaled.trunk.get_parameter(name), 4 * weight)
+    block = scaled.trunk.h[0]
+    assert float(block.mlp.c_fc.weight.detach().std()) == pytest.approx(0.08, rel=0.03)
+    assert float(block.mlp.c_proj.weight.detach().std()) == pytest.approx(0.08 / 4**0.5, rel=0.03)
+    assert torch.equal(scaled.read_in.weight, small_ones.read_in.weight)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -115,6 +127,8 @@ def test_a_seed_is_a_start_and_leaves_the_global_generator_alone():
         ({"n_positions": 0}, "n_positions=0"),
         ({"n_embd": 9}, "n_embd=9 is not divisible by n_head=2"),
         ({"tokens": "letters"}, "tokens='letters' is unknown"),
+        ({"initializer_range": 0.0}, "initializer_range=0.0 must be a positive number"),
+        ({"initializer_range": float("nan")}, "initializer_range=nan"),
     ],
 )
 def test_the_transformer_refuses_sizes(options, text):
