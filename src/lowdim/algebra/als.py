@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -159,27 +159,87 @@ def _revive(problem: Problem, factors: Factors, error: float) -> tuple[Factors, 
     return (U, S, V), count
 
 
+class _Iteration:
+    """One item's course: its best factors, where the next sweep starts, and when it is over."""
+
+    def __init__(self, problem: Problem, factors: Factors, *, tol: float, momentum: bool) -> None:
+        self.problem, self.tol, self.momentum = problem, tol, momentum
+        self.best = self.at = balance(factors)
+        self.age = 0
+        self.objective = [problem.error(product(self.best)) ** 2]
+        self.reason: Reason | None = None
+
+    def take(self, found: Factors, value: float) -> None:
+        """Judge what a sweep from `at` found, and choose the next start."""
+        step = len(self.objective)
+        last = self.objective[-1]
+        if self.at is not self.best and not value <= last:
+            self.at, self.age = self.best, 0  # the extrapolation went too far
+            self.objective.append(last)
+        elif not math.isfinite(value):
+            raise Diverged(
+                f"factorize: sweep {step} of alternating least squares left the finite numbers (last "
+                f"relative error {last**0.5:.4g}). Use float64, or look for huge entries.",
+                step=step,
+                last=last,
+            )
+        elif value > last:
+            # Without momentum every sweep is exact: what remains to gain is below round-off.
+            self.objective.append(last)
+            self.reason = "tolerance"
+        else:
+            self._accept(found, value)
+        if step >= _WINDOW and self.objective[-1] >= (1 - self.tol) * self.objective[-1 - _WINDOW]:
+            self.reason = "tolerance"
+
+    def _accept(self, found: Factors, value: float) -> None:
+        found, revived = _revive(self.problem, balance(found), value**0.5)
+        if revived:
+            self.problem.notes.append(
+                f"sweep {len(self.objective)}: {revived} dead components re-seeded from the residual"
+            )
+        weight = 0.0
+        if self.momentum and self.age > 0 and not revived:
+            weight = min(max(_SMALLEST_MOMENTUM, self.age / (self.age + 3)), _LARGEST_MOMENTUM)
+        previous, self.best, self.age = self.best, found, self.age + 1
+        self.at = self.best
+        if weight > 0:
+            (U, S, V), (_, old_S, old_V) = self.best, previous
+            self.at = (U, S + weight * (S - old_S), V + weight * (V - old_V))
+        self.objective.append(value)
+
+    def history(self, seconds: float) -> History:
+        return History(
+            objective=tuple(self.objective),
+            residual=tuple(value**0.5 for value in self.objective),
+            seconds=seconds,
+            reason=self.reason or "steps",
+            notes=tuple(self.problem.notes),
+        )
+
+
 def alternating_least_squares(
-    problem: Problem,
-    factors: Factors,
+    problems: Sequence[Problem],
+    starts: Sequence[Factors],
     *,
     sweeps: int,
     tol: float,
     momentum: bool = True,
     callback: Callable[[int, float], Any] | None = None,
-) -> tuple[Factors, History]:
-    """Minimize over U, V and S in turn.
+) -> list[tuple[Factors, History]]:
+    """Minimize over U, V and S in turn, for a stack of problems of one shape at once.
 
     Every sweep starts from an extrapolation of V and S along their last change
     (Nesterov's weights k / (k + 3), kept within 0.7 and 0.93); when the objective grew, the sweep is
     discarded, and the next one starts from the best factors without momentum,
-    which cannot grow. So the objective never does.
+    which cannot grow. So the objective never does. Each item judges for itself, and stops by itself.
 
     Parameters
     ----------
-    problem : Problem
-    factors : (U, S, V)
-        The start.
+    problems : sequence of Problem
+        All with, or all without a second moment.
+    starts : sequence of (U, S, V)
+        The starts, of equal shapes.
     sweeps : int
         Largest number of sweeps.
     tol : float
@@ -187,67 +247,37 @@ def alternating_least_squares(
     momentum : bool
         Extrapolate. On MiniLM's matrices 20 sweeps with momentum are worth 45 without.
     callback : callable, optional
-        Called as ``callback(sweep, relative_error)`` after every sweep.
+        Called as ``callback(sweep, relative_error)`` after every sweep, with the largest error of the stack.
 
     Returns
     -------
-    factors : (U, S, V)
-        Balanced.
-    history : History
-        ``objective`` holds squared relative errors, ``residual`` relative errors.
+    list of (factors, history)
+        Balanced factors; ``objective`` holds squared relative errors, ``residual`` relative errors. Seconds
+        are those of the whole stack.
 
     Raises
     ------
     Diverged
-        If the objective leaves the finite numbers.
+        If an objective leaves the finite numbers.
     """
     clock = time.perf_counter()
-    sweep = sweep_for(problem, (factors[0].shape[0], factors[2].shape[0]))
-    best = balance(factors)
-    objective = [problem.error(product(best)) ** 2]
-    at, age = best, 0
-    reason: Reason = "steps"
+    items = [
+        _Iteration(problem, start, tol=tol, momentum=momentum)
+        for problem, start in zip(problems, starts, strict=True)
+    ]
+    running = list(items)
+    sweep = sweep_for(problems, (starts[0][0].shape[0], starts[0][2].shape[0]))
     for step in range(1, sweeps + 1):
-        found, value = sweep(at)
-        if at is not best and not value <= objective[-1]:
-            at, age = best, 0  # the extrapolation went too far
-        elif not math.isfinite(value):
-            raise Diverged(
-                f"factorize: sweep {step} of alternating least squares left the finite numbers (last "
-                f"relative error {objective[-1] ** 0.5:.4g}). Use float64, or look for huge entries.",
-                step=step,
-                last=objective[-1],
-            )
-        elif value > objective[-1]:
-            # Without momentum every sweep is exact: what remains to gain is below round-off.
-            reason = "tolerance"
-        else:
-            found = balance(found)
-            found, revived = _revive(problem, found, value**0.5)
-            if revived:
-                problem.notes.append(f"sweep {step}: {revived} dead components re-seeded from the residual")
-            weight = 0.0
-            if momentum and age > 0 and not revived:
-                weight = min(max(_SMALLEST_MOMENTUM, age / (age + 3)), _LARGEST_MOMENTUM)
-            previous, best, age = best, found, age + 1
-            at = best
-            if weight > 0:
-                (U, S, V), (_, old_S, old_V) = best, previous
-                at = (U, S + weight * (S - old_S), V + weight * (V - old_V))
-            objective.append(value)
-        if len(objective) == step:
-            objective.append(objective[-1])
+        U, S, V = (torch.stack(factor) for factor in zip(*(item.at for item in running), strict=True))
+        found, values = sweep((U, S, V))
+        for item, *factors, value in zip(running, *found, values.tolist(), strict=True):
+            item.take((factors[0], factors[1], factors[2]), value)
         if callback is not None:
-            callback(step, objective[-1] ** 0.5)
-        if step >= _WINDOW and objective[-1] >= (1 - tol) * objective[-1 - _WINDOW]:
-            reason = "tolerance"
-        if reason == "tolerance":
-            break
-    history = History(
-        objective=tuple(objective),
-        residual=tuple(value**0.5 for value in objective),
-        seconds=time.perf_counter() - clock,
-        reason=reason,
-        notes=tuple(problem.notes),
-    )
-    return best, history
+            callback(step, max(item.objective[-1] for item in items) ** 0.5)
+        going = [place for place, item in enumerate(running) if item.reason is None]
+        if len(going) < len(running):
+            if not going:
+                break
+            running, sweep = [running[place] for place in going], sweep.only(going)
+    elapsed = time.perf_counter() - clock
+    return [(item.best, item.history(elapsed)) for item in items]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from lowdim.errors import DataError
 __all__ = ["fit_blast"]
 
 
-@register(Blast)
+@register(Blast, stacked=True)
 def fit_blast(
-    problem: Problem,
+    problems: Sequence[Problem],
     *,
     keep: float | None,
     rank: int | None,
@@ -39,12 +39,14 @@ def fit_blast(
     noise: float = 0.1,
     momentum: bool = True,
     **options: Any,
-) -> tuple[Blast, History]:
-    """Factorize into :class:`Blast`.
+) -> list[tuple[Blast, History]]:
+    """Factorize matrices of one shape into :class:`Blast`.
 
     Parameters
     ----------
-    problem, keep, rank, blocks, method, sweeps, tol, seed, callback
+    problems : sequence of Problem
+        Of one shape. "als" sweeps over all of them at once, the other methods take them in turn.
+    keep, rank, blocks, method, sweeps, tol, seed, callback
         As in :func:`lowdim.algebra.factorize`.
     pad : bool
         Pad sizes that the blocks do not divide with zeros; implied by ``blocks="auto"``.
@@ -58,7 +60,7 @@ def fit_blast(
     **options
         Of "precgd" and "gd"; see :func:`lowdim.algebra.precgd.gradient_descent`.
     """
-    m, n = problem.matrix.shape
+    m, n = problems[0].matrix.shape
     automatic = isinstance(blocks, str)
     if automatic and blocks != "auto":
         raise DataError(f"factorize: blocks={blocks!r} is unknown. Use 'auto', an integer or a pair.")
@@ -68,31 +70,43 @@ def fit_blast(
     r = check_rank(
         Blast.rank_for(keep, m, n, (b1, b2)) if rank is None and keep is not None else rank, "Blast"
     )
-    problem = _padded(problem, -m % b1, -n % b2)
+    problems = [_padded(problem, -m % b1, -n % b2) for problem in problems]
     method = method or "als"
     if method == "als":
         if options:
             raise DataError(f"factorize: unknown options for 'als': {', '.join(sorted(options))}.")
         # One block is the low-rank matrix, which the SVD solves.
         closed = (b1, b2) == (1, 1) and start is None and r <= min(m, n)
-        factors = start_factors(
-            problem, r, (b1, b2), start=start or "svd", noise=0.0 if closed else noise, seed=seed
-        )
+        starts = [
+            start_factors(
+                problem, r, (b1, b2), start=start or "svd", noise=0.0 if closed else noise, seed=seed
+            )
+            for problem in problems
+        ]
         if closed:
-            error = problem.error(product(factors))
-            history = History((error**2,), (error,), 0.0, "direct", tuple(problem.notes))
-            return Blast.from_factors(*factors, in_features=n, out_features=m), history
-        factors, history = alternating_least_squares(
-            problem, factors, sweeps=sweeps or 20, tol=tol, momentum=momentum, callback=callback
-        )
+            found = [(factors, _direct(one, factors)) for one, factors in zip(problems, starts, strict=True)]
+        else:
+            found = alternating_least_squares(
+                problems, starts, sweeps=sweeps or 20, tol=tol, momentum=momentum, callback=callback
+            )
     elif method in ("precgd", "gd"):
-        factors, history = descend(
-            problem, r, (b1, b2), method=method, steps=sweeps or 300, tol=tol, seed=seed,
-            callback=callback, start=start, **options,
-        )  # fmt: skip
+        found = [
+            descend(
+                problem, r, (b1, b2), method=method, steps=sweeps or 300, tol=tol, seed=seed,
+                callback=callback, start=start, **options,
+            )
+            for problem in problems
+        ]  # fmt: skip
     else:
         raise DataError(f"factorize: method={method!r} is unknown for Blast. Use 'als', 'precgd' or 'gd'.")
-    return Blast.from_factors(*factors, in_features=n, out_features=m), history
+    return [
+        (Blast.from_factors(*factors, in_features=n, out_features=m), history) for factors, history in found
+    ]
+
+
+def _direct(problem: Problem, factors: Factors) -> History:
+    error = problem.error(product(factors))
+    return History((error**2,), (error,), 0.0, "direct", tuple(problem.notes))
 
 
 def _padded(problem: Problem, rows: int, columns: int) -> Problem:

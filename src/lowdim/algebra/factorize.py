@@ -75,7 +75,8 @@ def factorize(
     ----------
     matrix : Tensor of shape (m, n) or (k, m, n)
         The matrix A of ``y = A x``; float16 and bfloat16 are computed in float32.
-        A stack gives a list of k results, the same ones as k calls.
+        A stack gives a list of k results, those of k calls (within round-off); Blast's "als" sweeps
+        over the whole stack at once, which fills a GPU with small matrices.
     structure : type or str
         ``Blast`` (default), ``LowRank``, ``BlockDiagonal``, ``Monarch`` or their names
         "blast", "lowrank", "blockdiag", "monarch".
@@ -97,7 +98,8 @@ def factorize(
     seed : int, torch.Generator or None
         For starts that need random numbers.
     callback : callable, optional
-        Called as ``callback(sweep, relative_error)`` after every sweep.
+        Called as ``callback(sweep, relative_error)`` after every sweep (with the largest error where a
+        stack is swept at once).
     **options
         Of the method; see :mod:`lowdim.algebra.blastfit` and :mod:`lowdim.algebra.precgd`.
 
@@ -167,7 +169,7 @@ def factorize(
         callback=callback,
     )  # fmt: skip
     if matrix.ndim == 2:
-        return _factorize_one(rule, matrix, second_moment, settings)
+        return _factorize(rule, [matrix], [second_moment], settings)[0]
     moments = [second_moment] * len(matrix)
     if second_moment is not None and second_moment.ndim == 3:
         if len(second_moment) != len(matrix):
@@ -176,13 +178,22 @@ def factorize(
                 "Give one for each, or one (n, n) for all."
             )
         moments = list(second_moment)
-    return [_factorize_one(rule, one, moment, settings) for one, moment in zip(matrix, moments, strict=True)]
+    return _factorize(rule, list(matrix), moments, settings)
 
 
 @torch.no_grad()
-def _factorize_one(
-    rule: Any, matrix: Tensor, second_moment: Tensor | None, settings: dict[str, Any]
-) -> Factorization:
+def _factorize(
+    rule: Any, matrices: list[Tensor], moments: list[Tensor | None], settings: dict[str, Any]
+) -> list[Factorization]:
+    problems = [_problem(*given) for given in zip(matrices, moments, strict=True)]
+    found = rule(problems, **settings)
+    return [
+        _measured(problem.matrix, matrix.dtype, moment, *one)
+        for problem, matrix, moment, one in zip(problems, matrices, moments, found, strict=True)
+    ]
+
+
+def _problem(matrix: Tensor, second_moment: Tensor | None) -> Problem:
     A = matrix.detach()
     A = A if A.dtype == torch.float64 else A.float()
     if not bool(torch.isfinite(A).all()):
@@ -195,10 +206,14 @@ def _factorize_one(
     H = None
     if second_moment is not None:
         H = damp(second_moment.to(A.device), size=A.shape[1], dtype=A.dtype, notes=notes)
-    problem = Problem(matrix=A.contiguous(), second_moment=H, notes=notes)
-    operator, history = rule(problem, **settings)
-    operator = operator.to(matrix.dtype)
-    # Measured on what is returned: stored dtype, undamped moment.
+    return Problem(matrix=A.contiguous(), second_moment=H, notes=notes)
+
+
+def _measured(
+    A: Tensor, stored: torch.dtype, second_moment: Tensor | None, operator: Operator, history: History
+) -> Factorization:
+    """Return the result with the errors of what is returned: stored dtype, undamped moment."""
+    operator = operator.to(stored)
     approximation = operator.dense().to(A.dtype)
     weight_error = Problem(matrix=A).error(approximation)
     output_error = None

@@ -139,14 +139,15 @@ def coupling_solve(gram: Tensor, right: Tensor, previous: Tensor | None = None) 
 
     Parameters
     ----------
-    gram : Tensor of shape (batch, r, r)
-    right : Tensor of shape (batch, r)
-    previous : Tensor of shape (batch, r), optional
+    gram : Tensor of shape (..., r, r)
+    right : Tensor of shape (..., r)
+    previous : Tensor of shape (..., r), optional
         The previous couplings, when `right` is not a residual.
     """
     if gram.shape[-1] <= _LARGEST_CHOLESKY:
         before = None if previous is None else previous[..., None]
         return proximal_solve(gram, right[..., None], before)[..., 0]
-    if previous is None:
-        return conjugate_solve(gram, right)
-    return previous + conjugate_solve(gram, right - torch.bmm(gram, previous[..., None])[..., 0])
+    if previous is not None:
+        right = right - (gram @ previous[..., None])[..., 0]
+    change = conjugate_solve(gram.flatten(0, -3), right.flatten(0, -2)).reshape(right.shape)
+    return change if previous is None else previous + change

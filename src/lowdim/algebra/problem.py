@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -157,26 +157,39 @@ def damp(second_moment: Tensor, *, size: int, dtype: torch.dtype, notes: list[st
     return H.to(dtype)
 
 
-Rule = Callable[..., tuple[Operator, History]]
+Rule = Callable[..., list[tuple[Operator, History]]]
 _RULES: dict[type[Operator], Rule] = {}
 
 
-def register(structure: type[Operator]) -> Callable[[Rule], Rule]:
+def register(structure: type[Operator], *, stacked: bool = False) -> Callable[[Any], Any]:
     """Register the rule that factorizes into `structure` (a decorator, as in ``functools.singledispatch``).
 
     The rule is called as ``rule(problem, keep=..., rank=..., blocks=..., method=..., sweeps=...,
-    tol=..., seed=..., callback=..., **options)`` and returns ``(operator, history)``.
+    tol=..., seed=..., callback=..., **options)`` and returns ``(operator, history)``; a `stacked` one takes
+    a list of problems of one shape and returns a list.
+
+    Parameters
+    ----------
+    structure : type of Operator
+        What the rule factorizes into.
+    stacked : bool
+        Whether it takes several problems at once. The others are called for each in turn.
     """
 
-    def decorator(rule: Rule) -> Rule:
-        _RULES[structure] = rule
+    def decorator(rule: Any) -> Any:
+        def in_turn(problems: Sequence[Problem], **settings: Any) -> list[tuple[Operator, History]]:
+            return [rule(problem, **settings) for problem in problems]
+
+        _RULES[structure] = rule if stacked else in_turn
         return rule
 
     return decorator
 
 
 def rule_for(structure: Any) -> Rule:
-    """Return the rule of a structure, given as class or by name; subclasses inherit it.
+    """Return the rule of a structure, given as class or by name, for a list of problems of one shape.
+
+    Subclasses inherit it.
 
     Raises
     ------

@@ -9,7 +9,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowdim.algebra import Blast, LowRank, StructuredLinear
-from lowdim.algebra.kernels import blast_product, choose_path, feature_major, product, token_major
+from lowdim.algebra.kernels import (
+    blast_product,
+    choose_path,
+    dispatch,
+    feature_major,
+    product,
+    token_major,
+)
 from lowdim.errors import DataError
 
 SIZES = [(1, 1, 5, 7, 3), (2, 3, 130, 4, 3), (2, 4, 3, 2, 5), (4, 2, 2, 3, 5), (16, 16, 2, 2, 3)]
@@ -71,6 +78,40 @@ def test_scratch_memory_is_for_plain_products_only():
             module(x[0])
         assert counter.get_total_flops() == 150 * module.operator.flops()
     assert not product.unwatched(x[0], U, S, V)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_token_without_gradients_is_a_product_with_a_vector(size, dtype, monkeypatch):
+    U, S, V = (f.to(dtype).requires_grad_() for f in factors(*size))
+    x = torch.randn(2, V.shape[0] * V.shape[2], dtype=dtype)[:, None]
+    bias = torch.arange(U.shape[0] * U.shape[1], dtype=dtype)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    calls = []
+    one = dispatch.one_token
+    monkeypatch.setattr(dispatch, "one_token", lambda *given: calls.append(given) or one(*given))
+    expected, adjoint = blast_product(x, U, S, V, bias=bias), (V.mH, S.mH, U.mH)
+    assert not calls  # with gradients, or for two tokens
+    with torch.no_grad():
+        for shape in ((), (1,), (1, 1)):
+            y = blast_product(x[0].view(*shape, -1), U, S, V, bias=bias)
+            torch.testing.assert_close(y, expected[0].view(*shape, -1), **tolerance)
+            assert y.is_contiguous()
+        back = blast_product(expected[0], *adjoint)
+        torch.testing.assert_close(back, token_major(expected[0], *adjoint), **tolerance)
+        before = len(calls)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert blast_product(x[0], U, S, V).dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)
+    assert before == len(calls) == 4
+
+
+def test_one_token_leaves_large_factors_to_several_threads(monkeypatch):
+    x, (U, S, V) = torch.ones(1, 10).double(), factors(4, 2, 3, 5, 6)
+    monkeypatch.setattr(product, "_SMALL_FACTORS", 10)
+    with torch.no_grad():
+        for threads, alone in ((1, True), (4, False)):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            assert product.suits_one_token(x, U, S, V) is alone
 
 
 def test_gradients_of_both_orders_agree():

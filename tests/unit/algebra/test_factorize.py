@@ -273,6 +273,24 @@ def test_a_stack_is_a_loop(structure):
             assert torch.equal(other.operator.dense(), alone.operator.dense())
 
 
+@pytest.mark.parametrize("aware", [False, True])
+def test_matrices_of_a_stack_stop_by_themselves(aware):
+    hard, easy = random(24, 32), Blast(32, 24, rank=4, blocks=4, dtype=torch.float64).dense().detach()
+    stack = torch.stack([hard, easy, 3 * hard, torch.zeros(24, 32, dtype=torch.float64)])
+    H = moment(32) if aware else None
+    told = []
+    options = {"rank": 4, "blocks": 4, "second_moment": H, "sweeps": 60, "tol": 1e-3}
+    many = factorize(stack, callback=lambda sweep, error: told.append((sweep, error)), **options)
+    assert len({one.history.steps for one in many}) > 2
+    assert [sweep for sweep, _ in told] == list(range(1, max(one.history.steps for one in many) + 1))
+    assert told[-1][1] == max(one.history.residual[-1] for one in many)
+    for matrix, one in zip(stack, many, strict=True):
+        alone = factorize(matrix, **options)
+        torch.testing.assert_close(one.operator.dense(), alone.operator.dense())
+        assert one.history.objective == pytest.approx(alone.history.objective, rel=1e-9, abs=1e-18)
+        assert one.history.reason == alone.history.reason
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_operator_has_the_dtype_of_the_matrix(dtype):
     A, H = random(32, 48), moment(48)

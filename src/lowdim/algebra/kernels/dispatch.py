@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowdim.algebra.kernels.product import Path, choose_path, feature_major, token_major
+from lowdim.algebra.kernels.product import (
+    Path,
+    choose_path,
+    feature_major,
+    one_token,
+    suits_one_token,
+    token_major,
+)
 from lowdim.errors import DataError, LowdimWarning
 
 __all__ = ["blast_product", "candidates", "quickest"]
@@ -75,6 +82,9 @@ def blast_product(
     >>> blast_product(torch.ones(7, 5), U, S, V).shape
     torch.Size([7, 6])
     """
+    if path is None and suits_one_token(x, U, S, V, bias):
+        y = one_token(x, U, S, V, bias)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
     tokens = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     if path is None:
         path = _choose(tokens, U, S, V)

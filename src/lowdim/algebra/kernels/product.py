@@ -17,6 +17,7 @@ import math
 import threading
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +39,9 @@ _SHORT_TRANSPOSE = 128
 # the cache; parts below 64 tokens are too short for the products.
 _MANY_TOKENS = 144
 _CACHED, _SHORTEST_PART = 400_000, 64
+# Numbers in the factors up to which one token is multiplied by one thread even where torch has several.
+_SMALL_FACTORS = 1 << 19
+_PLAIN = (Tensor, nn.Parameter)
 # Numbers in a memory page, and a shift by a third of it in whole cache lines.
 _PAGE, _SHIFT = 1024, 336
 
@@ -130,14 +134,21 @@ def unwatched(*tensors: Tensor) -> bool:
     *tensors : Tensor
         Of one dtype, float32 or float64.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    first = tensors[0]
+    dtype = tensors[0].dtype
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return False
+    for tensor in tensors:
+        kind = type(tensor)
+        if (
+            (kind is not Tensor and kind is not nn.Parameter)
+            or tensor.dtype is not dtype
+            or not tensor.is_cpu
+        ):
+            return False
     return (
-        first.device.type == "cpu"
-        and first.dtype in (torch.float32, torch.float64)
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == first.dtype for t in tensors)
-        and not torch.is_autocast_enabled("cpu")
+        not torch.is_autocast_enabled("cpu")
         and torch._C._functorch.maybe_current_level() is None
         and torch._C._len_torch_dispatch_stack() == 0
     )
@@ -174,6 +185,47 @@ def token_major(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None 
     b2, _, q = V.shape
     z = torch.bmm(x.reshape(-1, b2, q).transpose(0, 1), V.mT)  # (b2, N, r)
     return _side_by_side(_product(_couple(z, S), U.mT, _per_block(bias, U)))  # of (b1, N, p)
+
+
+def one_token(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute the three steps as products of matrices and a vector, which NumPy does faster than torch.
+
+    `torch.bmm` takes a vector for a matrix of one row, or does the coupling in a scalar loop. NumPy calls
+    the vendor's product for every block, with vectors of any stride: nothing is turned or copied.
+
+    Parameters
+    ----------
+    x : Tensor with b2 q numbers
+        The token; `unwatched`, like the factors.
+    U, S, V, bias : Tensor
+        As in :func:`feature_major`.
+
+    Returns
+    -------
+    Tensor of shape (1, b1 p)
+    """
+    b2, _, q = V.shape
+    z = np.matmul(V.numpy(force=True), x.reshape(b2, q, 1).numpy())  # (b2, r, 1)
+    w = np.matmul(S.numpy(force=True), z.transpose(1, 0, 2))  # (r, b1, 1)
+    y = np.matmul(U.numpy(force=True), w.transpose(1, 0, 2)).reshape(1, -1)
+    if bias is not None:
+        y += bias.numpy(force=True)
+    return torch.from_numpy(y)
+
+
+def suits_one_token(x: Tensor, U: Tensor, S: Tensor, V: Tensor, bias: Tensor | None = None) -> bool:
+    """Return whether `one_token`, which has one thread, may and should be used.
+
+    Parameters
+    ----------
+    x, U, S, V, bias : Tensor
+        As in :func:`one_token`.
+    """
+    if torch.compiler.is_compiling() or x.numel() != x.shape[-1]:
+        return False
+    if U.numel() + S.numel() + V.numel() > _SMALL_FACTORS and torch.get_num_threads() > 1:
+        return False
+    return unwatched(x, U, S, V) if bias is None else unwatched(x, U, S, V, bias)
 
 
 def _couple(z: Tensor, S: Tensor) -> Tensor:
