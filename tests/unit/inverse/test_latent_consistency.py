@@ -75,6 +75,53 @@ def test_gauss_newton_needs_fewer_decoder_calls_than_adam():
     assert 3 * gn.decoded.sum() < adam.decoded.sum()
 
 
+def test_gauss_newton_ends_where_no_more_is_to_be_gained():
+    """The noise is out of reach of 6 latents for 16 numbers; the least misfit is that of a patient Adam."""
+    prior = latent_prior()
+    task, z = problem(prior), torch.zeros(5, 6, 1, 1)
+    gn, adam = (
+        fit_latents(z, task, prior, target=1e-9, method=m, max_iter=2000, lr=2e-2) for m in ("gn", "adam")
+    )
+    assert bool((adam.misfit > 1e-9).all())  # out of reach indeed
+    assert bool((gn.misfit <= 1.05 * adam.misfit).all())
+    assert int(gn.iterations.max()) <= 12
+
+
+def test_every_pass_through_the_decoder_counts():
+    """Forward, with its adjoint, and twice the adjoint, which is the Jacobian."""
+    passes = 0
+
+    class Adjoint(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            nonlocal passes
+            passes += 1
+            return g
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            nonlocal passes
+            passes += 1
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            nonlocal passes
+            passes += 1
+            return Adjoint.apply(g)
+
+    prior = latent_prior()
+    task, inner = problem(prior, batch=1), prior._decode
+    prior._decode = lambda z: inner(Counted.apply(z))
+    fit = fit_latents(torch.zeros(1, 6, 1, 1), task, prior, target=TARGET, method="gn", max_iter=3000)
+    assert int(fit.decoded) == passes
+
+
 def test_a_mask_of_every_image_stays_with_its_image():
     prior = latent_prior()
     masks = torch.arange(5 * 16).reshape(5, 1, 4, 4) % 3 != 0
