@@ -233,8 +233,9 @@ def _gauss_newton(run: _Running, *, max_iter: int) -> None:
 
 
 def _newton_step(run: _Running, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the step that ``||r - J d||`` asks for, how many conjugate gradients each image took, and by
-    what share of it the misfit falls where ``A(D(z))`` is its tangent.
+    """Return the step that ``||r - J d||`` asks for, conjugate gradients taken, and the promised progress.
+
+    That is by what share of it the misfit of each image falls where ``A(D(z))`` is its tangent.
 
     ``J d`` is the derivative in u of the pulled-back ``J^T u``: two reverse sweeps, which every decoder has,
     in the place of a forward one, which some have not.
