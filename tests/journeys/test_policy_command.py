@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 import lowdim.cli
 
 pytest.importorskip("trl", reason="trl is not installed: no policy is trained")
+
+from transformers import AutoTokenizer
 
 from lowdim.policy import HybridGRPOResult
 from lowdim.policy.demo import TINY, write_world
@@ -251,6 +254,85 @@ def test_one_model_learns_with_adapters_and_stands_beside_another_run(world, sho
     assert "Hybrid-GRPO" in page
 
 
+@pytest.fixture(scope="module")
+def chat(world, tmp_path_factory):
+    """Folder of the two models with a chat template, and of conversations."""
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = AutoTokenizer.from_pretrained(world.small)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}={% endif %}"
+    )
+    for name in ("small", "large"):
+        shutil.copytree(getattr(world, name), folder / name)
+        tokenizer.save_pretrained(folder / name)
+    rows = [json.loads(line) for line in world.train.read_text().splitlines()[:12]]
+    for row in rows:
+        row["prompt"] = [{"role": "user", "content": row["prompt"].rstrip("=")}]
+    (folder / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+def test_conversations_some_of_them_set_aside(chat, tmp_path):
+    out, data = tmp_path / "out", ("--data", chat / "chat.jsonl", "--reward", "exact", "--max-tokens", 4)
+    shape = ("--candidates", 4, "--keep-rollouts", 2, "--device", "cpu")
+    words = ["--small", chat / "small", "--large", chat / "large", *data, *shape, "--prompts-per-step", 2]
+    call("train", *words, "--hold-out", 5, "--steps", 1, "--eval-samples", 1, "-o", out)
+    report = json.loads((out / "report.json").read_text())
+    assert report["prompts"] == {"train": 7, "evaluate": 5}
+    asked = {one["prompt"][0]["content"] for one in report["samples"]}
+    assert len(asked) == 5
+    assert asked <= {json.loads(line)["prompt"][0]["content"] for line in (chat / "chat.jsonl").open()}
+    # A conversation is the text that the template makes of it, for the trainer, evaluations and plans.
+    written = next(row for row in report["ledger"] if row["phase"] == "generate")
+    assert written["tokens"] - written["completion_tokens"] == 2 * 4 * len("12+34=")
+    assert not same(out / "small", chat / "small")
+    texts = [{**json.loads(line)} for line in (chat / "chat.jsonl").open()]
+    for row in texts:
+        row["prompt"] = row["prompt"][0]["content"] + "="
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("\n".join(map(json.dumps, texts)) + "\n")
+    bare = [*data[2:], "--samples", 2, "--json"]
+    found = json.loads(call("evaluate", chat / "small", *data[:2], *bare).stdout)
+    world = chat / "bare"
+    shutil.copytree(chat / "small", world)
+    (world / "chat_template.jinja").unlink()
+    assert lasting(json.loads(call("evaluate", world, "--data", plain, *bare).stdout)) == lasting(found)
+    plans = ["plan", *words[:4], *data, *shape, "--repeats", 1, "--prompts", 4, "--rows", 4, "--json"]
+    assert json.loads(call(*plans).stdout)["shape"]["prompt_length"] == 6
+
+
+class Engine:
+    """Stands in for TRL's vLLM engine: writes digits, whatever it is asked."""
+
+    def __init__(self, *, model, mode, max_completion_length, **_):
+        assert mode == "colocate"
+        self.model, self.max_completion_length = model, max_completion_length
+
+    def sync_weights(self):
+        Engine.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler=None):
+        ids = [[1 + row % 9, 12] for row in range(len(prompts))]
+        return None, ids, [[[-1.0], [-1.0]] for _ in prompts], None
+
+
+def test_an_engine_that_is_missing_is_told_and_one_that_is_there_writes(world, short, tmp_path, monkeypatch):
+    """No vLLM here: TRL's switches are real, the engine behind them is not."""
+    words = ["train", "--small", world.small, "--large", world.large, *short, "--steps", 1, "--vllm"]
+    assert "needs the package 'vllm'" in told(call(*words, "-o", tmp_path / "out", code=2))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("lowdim.policy.door.find_spec", lambda name: name)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Engine)
+    Engine.synced = 0
+    call(*words, "-o", tmp_path / "out")
+    ledger = json.loads((tmp_path / "out" / "report.json").read_text())["ledger"]
+    costs = {row["phase"]: row for row in ledger}
+    assert costs["generate"]["completion_tokens"] == 2 * 4 * 2
+    assert costs["sync"]["calls"] == Engine.synced == 1
+    assert not same(tmp_path / "out" / "small", world.small), "the large model teaches"
+
+
 def test_evaluate_counts_and_keeps(world, tmp_path):
     words = ["evaluate", world.small, "--data", world.evaluate, "--reward", "exact", "--max-tokens", 4]
     shown = call(*words, "--samples", 2, "--limit", 6, "-o", tmp_path / "kept").stdout
@@ -284,7 +366,7 @@ def test_the_demo_runs_and_goes_on(tmp_path):
     assert again["sentence"] in shown
 
 
-def test_two_processes_train_and_the_first_one_writes(world, short, tmp_path):
+def test_two_processes_train_and_the_first_one_writes(world, short, done, tmp_path):
     out = tmp_path / "out"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -318,6 +400,11 @@ def test_two_processes_train_and_the_first_one_writes(world, short, tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert json.loads(said[0][0]) == report
     assert said[1][0] == ""
+    start, alone = (
+        [lasting(row) for row in one["evaluations"] if row["step"] == 0 and row["phase"] == "train"]
+        for one in (report, json.loads((done[0] / "report.json").read_text()))
+    )
+    assert start == alone, "each has evaluated its share of the prompts"
     rollouts = 2 * 2 * 4  # processes, prompts of each, candidates
     written = next(row for row in report["ledger"] if row["phase"] == "generate")
     assert rollouts * 7 <= written["tokens"] <= rollouts * 10

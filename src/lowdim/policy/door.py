@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from lowdim.errors import DataError, LowdimWarning
@@ -65,6 +66,12 @@ def check_settings(settings: Any) -> None:
     M, G, T, N = s.candidates, s.keep_rollouts, s.hint_tokens, s.max_completion_length
     if not s.temperature > 0:
         _refuse(f"temperature={s.temperature}", "has no log-probabilities", "Sample at 1.0, the paper's.")
+    if s.use_vllm and find_spec("vllm") is None:
+        _refuse(
+            "use_vllm=True",
+            "needs the package 'vllm', which is not installed",
+            "Install it (pip install vllm; Linux and a GPU), or let transformers write: use_vllm=False.",
+        )
     if s.method == "grpo":
         return
     if not isinstance(M, int) or M < 2:

@@ -34,6 +34,7 @@ def evaluate_policy(
     greedy: bool = True,
     solved_at: float = 1.0,
     shown: int = 16,
+    share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Sample completions of every prompt, reward them, and count.
@@ -66,6 +67,9 @@ def evaluate_policy(
         A reward from here on counts as solved, for pass@k and the greedy accuracy.
     shown : int, default 16
         Prompts whose first completions are kept as text.
+    share : (int, int), default (0, 1)
+        (k, n): only the prompts k, k + n, k + 2n, ..., for one of n processes. The others are NaN;
+        `Evaluation.together` joins the shares to what one process would have found.
     progress : callable, optional
         ``progress(done, total)`` after every batch, in completions.
 
@@ -106,11 +110,14 @@ def evaluate_policy(
     for name, value in above_zero:
         if not value > 0:
             raise DataError(f"evaluate_policy: {name}={value} must be above 0.")
+    own, processes = share
+    if not 0 <= own < processes:
+        raise DataError(f"evaluate_policy: share={share} must be (k, n) with k from 0 to n - 1.")
     ids = [_tokens(tokenizer, row["prompt"]) for row in rows]
     _check_room(model, ids, max_completion_length)
     started = time.perf_counter()
     # A prompt's samples stand side by side, prompts by length: little is spent on padding.
-    order = sorted(range(len(rows)), key=lambda row: -len(ids[row]))
+    order = sorted(range(own, len(rows), processes), key=lambda row: -len(ids[row]))
     work = _batches([(row, number) for row in order for number in range(samples)], batch_size)
     work += _batches([(row, GREEDY) for row in order], batch_size) if greedy else []
     total = sum(map(len, work))

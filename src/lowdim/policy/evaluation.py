@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,42 @@ class Evaluation:
     solved_at: float = 1.0
     completions: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def together(cls, shares: Sequence[Evaluation]) -> Evaluation:
+        """Join what n processes have found, each of its share of the same prompts.
+
+        Parameters
+        ----------
+        shares : sequence of Evaluation
+            The k-th one of ``evaluate_policy(..., share=(k, n))``.
+
+        Returns
+        -------
+        Evaluation
+            As of one process; ``seconds`` are those of the slowest.
+        """
+        n = len(shares)
+
+        def join(name: str) -> Tensor:
+            whole: Tensor = getattr(shares[0], name).clone()
+            for k, share in enumerate(shares):
+                whole[k::n] = getattr(share, name)[k::n]
+            return whole
+
+        return replace(
+            shares[0],
+            rewards=join("rewards"),
+            lengths=join("lengths"),
+            truncated=join("truncated"),
+            greedy=None if shares[0].greedy is None else join("greedy"),
+            tokens=sum(share.tokens for share in shares),
+            seconds=max(share.seconds for share in shares),
+            completions=sorted(
+                (each for share in shares for each in share.completions),
+                key=lambda each: (each["row"], -1 if each["sample"] == "greedy" else each["sample"]),
+            ),
+        )
 
     @property
     def mean(self) -> float:

@@ -5,73 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from lowdim.policy.evaluate import evaluate_policy
-from lowdim.policy.evaluation import Evaluation
+from lowdim.policy.examination import Examination, anywhere
 from lowdim.runs import atomic_json, plain, read_json
 
-__all__ = ["Examination", "Phase"]
+__all__ = ["Phase"]
 
 Progress = Callable[[str, int, int, str], object]
 Callback = Callable[[dict[str, Any]], object]
 
 WHOLE = "trainer_state.json"
 """What the trainer writes last into a checkpoint: with it, the checkpoint is whole."""
-
-
-@dataclass(frozen=True)
-class Examination:
-    """How the policies are examined: prompts, reward, samples of each, every so many steps.
-
-    Parameters
-    ----------
-    prompts : Prompts or None
-        None: not at all.
-    reward : callable
-        1 for a right completion.
-    tokenizer : transformers tokenizer
-    folder : Path
-        Where evaluations are kept.
-    every : int
-        Steps between two.
-    options : dict
-        Passed on to `evaluate_policy`.
-    """
-
-    prompts: Any
-    reward: Any
-    tokenizer: Any
-    folder: Path
-    every: int
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, model: Any, name: str, *, write: bool, progress: Any = None) -> Evaluation:
-        """Evaluate a model; what is kept under this name is read.
-
-        The random state of the training is left as it was.
-        """
-        folder = self.folder / name
-        if (folder / "evaluation.json").is_file():
-            return Evaluation.load(folder)
-        with _undisturbed():
-            found = evaluate_policy(
-                model, self.tokenizer, self.prompts, reward=self.reward, progress=progress, **self.options
-            )
-        if write:
-            found.save(folder)
-        return found
 
 
 @dataclass
@@ -174,7 +126,9 @@ class Phase:
                 if self.progress is not None and main:
                     self.progress(f"examine {name}", done, total, f"step {step}")
 
-            found = self.examination(model, f"{self.name}-{step}-{name}", write=main, progress=tell)
+            found = self.examination(
+                model, f"{self.name}-{step}-{name}", accelerator=trainer.accelerator, progress=tell
+            )
             if name == "large":
                 trainer.judge(found.mean)
             if self.callback is not None and main:
@@ -201,7 +155,7 @@ def _watcher(phase: Phase, trainer: Any) -> Any:
             between = step % _generation_steps(args) == 0
             if not between:
                 control.should_save = control.should_save and last
-            if between and _anywhere(phase.stop_asked, trainer):
+            if between and anywhere(phase.stop_asked, trainer.accelerator):
                 phase.stop_asked = True
                 control.should_save = control.should_training_stop = True
             if control.should_training_stop:
@@ -225,14 +179,6 @@ def _generation_steps(args: Any) -> int:
     """Return the optimizer steps that one generation of rollouts serves."""
     slices = args.steps_per_generation * args.num_iterations
     return max(1, slices // args.gradient_accumulation_steps)
-
-
-def _anywhere(asked: bool, trainer: Any) -> bool:
-    """Whether any process was told to stop: they must stop at the same step."""
-    if trainer.accelerator.num_processes == 1:
-        return asked
-    told = torch.tensor([float(asked)], device=trainer.accelerator.device)
-    return bool(trainer.accelerator.gather(told).any())
 
 
 def _whole(checkpoint: Path) -> bool:
@@ -277,18 +223,6 @@ def warn_stop(phase: Phase) -> None:
     """Say that the run ends soon."""
     if phase.progress is not None:
         phase.progress("stop", 0, 1, "after this step, with a checkpoint; once more stops at once")
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put back every random state that an evaluation may have moved."""
-    own, numpy_ = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state of others is kept
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(own)
-        np.random.set_state(numpy_)  # noqa: NPY002
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 
 from lowdim.errors import DataError, RunError
 from lowdim.policy.data import Prompts, check_disjoint, read_prompts
+from lowdim.policy.examination import Examination
 from lowdim.policy.job import Job
-from lowdim.policy.phases import Callback, Examination, Progress, quiet
+from lowdim.policy.phases import Callback, Progress, quiet
 from lowdim.policy.result import HybridGRPOResult
 from lowdim.policy.rewards.answer import check_gold
 from lowdim.policy.rewards.contract import name_of

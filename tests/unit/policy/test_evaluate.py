@@ -72,6 +72,21 @@ def run(model, prompts=PROMPTS, **options):
     return evaluate_policy(model, TOKENIZER, prompts, **{**settings, **options})
 
 
+@pytest.mark.parametrize("n", [2, 11], ids=["two", "more than prompts"])
+def test_shares_of_several_processes_are_what_one_finds(n):
+    model = llama()
+    whole, shares = run(model, batch_size=64), [run(model, batch_size=5, share=(k, n)) for k in range(n)]
+    found = Evaluation.together(shares)
+    for name in ("rewards", "lengths", "truncated", "greedy"):
+        assert torch.equal(getattr(found, name).nan_to_num(-1.0), getattr(whole, name).nan_to_num(-1.0))
+    assert found.completions == whole.completions
+    assert found.tokens == whole.tokens
+    assert max(share.tokens for share in shares) < whole.tokens
+    assert found.seconds == max(share.seconds for share in shares)
+    with pytest.raises(DataError, match="share="):
+        run(model, share=(n, n))
+
+
 @pytest.mark.parametrize("make", [llama, gpt2])
 def test_completions_do_not_depend_on_the_batch_or_the_padding(make):
     model = make()

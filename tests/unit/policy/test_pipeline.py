@@ -17,7 +17,8 @@ from lowdim.policy import HybridGRPOResult, codistill, named_reward
 from lowdim.policy.arithmetic.addition import Addition
 from lowdim.policy.demo import TINY, Size, character_tokenizer, llama, right, write_world
 from lowdim.policy.evaluation import Evaluation
-from lowdim.policy.phases import Examination, Phase
+from lowdim.policy.examination import Examination
+from lowdim.policy.phases import Phase
 from lowdim.policy.samples import sample_batches
 from lowdim.policy.settings import PRESETS, grpo_of, settings_of, telling
 from lowdim.policy.sources import is_maker, jsonable, name_of_model
@@ -116,12 +117,13 @@ def test_an_examination_leaves_random_numbers_alone_and_is_kept(world, tmp_path)
     options = {"samples": 1, "max_completion_length": 3}
     examine = Examination(prompts, careless, character_tokenizer(), tmp_path, 1, options)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    found = examine(model, "train-0-small", write=True)
+    alone = types.SimpleNamespace(num_processes=1, is_main_process=True)
+    found = examine(model, "train-0-small", accelerator=alone)
     assert torch.equal(states[0], torch.get_rng_state())
     assert (states[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert states[2] == random.getstate()
     assert model.training
-    again = examine(None, "train-0-small", write=True)
+    again = examine(None, "train-0-small", accelerator=alone)
     assert again.mean == found.mean == 0.5
 
 
@@ -133,7 +135,7 @@ def test_the_run_stops_when_the_large_model_falls(world, tmp_path, monkeypatch):
         rewards = torch.full((2, 1), value, dtype=torch.float64)
         return Evaluation(rewards, torch.ones(2, 1).long(), torch.zeros(2, 1).bool(), None, 2, 0.0)
 
-    monkeypatch.setattr("lowdim.policy.phases.evaluate_policy", fall)
+    monkeypatch.setattr("lowdim.policy.examination.evaluate_policy", fall)
     settings = {"candidates": 4, "keep_rollouts": 2, "per_device_train_batch_size": 8, "max_steps": 6}
     result = codistill(
         world.small,
