@@ -21,8 +21,9 @@ from lowdim.compress.allocate import allocate, curves, sensitivities
 from lowdim.compress.calibrate import Moments, execution_groups
 from lowdim.compress.card import model_card
 from lowdim.compress.evaluate import evaluate, file_bytes, parameter_bytes, pooling_of, speed, task_of
+from lowdim.compress.factorize import LayerOptions, factorize_layers
 from lowdim.compress.inputs import Inputs
-from lowdim.compress.layers import Layer, LayerOptions, factorize_layers, install_layers
+from lowdim.compress.layers import Layer, install_layers
 from lowdim.compress.loading import Source
 from lowdim.compress.plan import Plan
 from lowdim.compress.ranks import Ranks

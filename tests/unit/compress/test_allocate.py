@@ -8,7 +8,7 @@ from torch import nn
 
 from lowdim.compress.allocate import Curve, allocate, curves, sensitivities
 from lowdim.compress.calibrate import second_moments
-from lowdim.compress.layers import LayerOptions, factorize_layers
+from lowdim.compress.factorize import LayerOptions, factorize_layers
 from lowdim.compress.plan import LayerPlan, Plan, plan
 from lowdim.errors import DataError
 

@@ -199,7 +199,7 @@ def test_finished_layers_are_not_computed_again_and_the_result_is_the_same(tmp_p
         compress(
             model, calibration=inputs, output=tmp_path / "out", callback=stop_after(2), **OPTIONS, **extra
         )
-    import lowdim.compress.layers as layers
+    import lowdim.compress.factorize as layers
 
     computed = []
     original = layers.factorize
@@ -237,7 +237,7 @@ def test_a_finished_run_is_read_not_repeated(tmp_path, monkeypatch):
     first = compress(model, calibration=rows(), output=tmp_path / "out", sweeps=2)
     with pytest.raises(RunError, match=r"a finished run.*--resume"):
         compress(model, calibration=rows(), output=tmp_path / "out", sweeps=2)
-    monkeypatch.setattr("lowdim.compress.layers.factorize", None)
+    monkeypatch.setattr("lowdim.compress.factorize.factorize", None)
     again = compress(model, calibration=rows(), output=tmp_path / "out", sweeps=2, resume=True)
     assert same(first.model, again.model)
     assert again.report == first.report
