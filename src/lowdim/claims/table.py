@@ -64,7 +64,7 @@ def markdown(claims: Iterable[Claim], *, results: Mapping[str, Result]) -> str:
     lines = [
         "# Claims",
         "",
-        "What the papers claim and what lowdim shows, measured by `make claims`"
+        "What the papers claim and what lowdim shows, measured by `make claims` and `make claims-long`"
         " (`lowdim claims run --output docs/claims.md`).",
         "The value is the mean over the seeds, ± the standard deviation over them. *pass*: it meets our"
         " threshold;"
