@@ -17,7 +17,8 @@ from lowdim.inverse.schedule import linear_alphas_cumprod
 
 __all__ = ["GMMPrior"]
 
-FORMAT = 1
+FORMAT = 2
+"""1 held covariances, whose axes had to be found again; it is still read."""
 
 
 class GMMPrior(Prior):
@@ -59,22 +60,33 @@ class GMMPrior(Prior):
     def __init__(
         self, weights: Tensor, means: Tensor, covariances: Tensor, *, alphas_cumprod: Any = None
     ) -> None:
-        shape, n = tuple(means.shape[1:]), prod(means.shape[1:])
+        n = prod(means.shape[1:])
         if weights.shape != means.shape[:1] or covariances.shape != (len(means), n, n):
             raise ShapeError(
                 f"GMMPrior: weights {tuple(weights.shape)}, means {tuple(means.shape)} and covariances "
                 f"{tuple(covariances.shape)} do not fit; expected (J,), (J, C, H, W), (J, n, n)."
             )
+        variances, axes = torch.linalg.eigh(covariances.detach().double())
+        self._settle(weights, means, variances, axes, alphas_cumprod)
+
+    def _settle(
+        self, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor, alphas_cumprod: Any
+    ) -> None:
+        """Keep what a mixture is: l_j, shape (J, n), and U_j, shape (J, n, n), are in double precision."""
+        shape, n = tuple(means.shape[1:]), prod(means.shape[1:])
         table = linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
         super().__init__(table, prediction="sample", shape=shape)
-        self.weights, self.means, self.covariances = (
-            tensor.detach().double() for tensor in (weights, means.reshape(len(means), n), covariances)
-        )
-        values, U = torch.linalg.eigh(self.covariances)
-        turned = torch.einsum("jnk,jn->jk", U, self.means)
+        self.weights, self.means = weights.detach().double(), means.detach().double().reshape(-1, n)
+        self.variances, self.axes = variances.clamp(min=0), axes.contiguous()
+        turned = torch.einsum("jnk,jn->jk", self.axes, self.means)
         # (n, J n): one product turns an image into the axes of all components.
-        self._axes = U.movedim(1, 0).reshape(n, -1).float()
-        self._variances, self._turned = values.clamp(min=0).float(), turned.float()
+        self._axes = self.axes.movedim(1, 0).reshape(n, -1).float()
+        self._variances, self._turned = self.variances.float(), turned.float()
+
+    @property
+    def covariances(self) -> Tensor:
+        """``U_j diag(l_j) U_j^T``, shape (J, n, n), made anew."""
+        return (self.axes * self.variances.unsqueeze(1)) @ self.axes.mT
 
     @classmethod
     def fit(
@@ -146,7 +158,7 @@ class GMMPrior(Prior):
     def to(self, device: torch.device | str) -> GMMPrior:
         """Move to a `device`, in place, and return itself."""
         super().to(device)
-        for name in ("weights", "means", "covariances", "_axes", "_variances", "_turned"):
+        for name in ("weights", "means", "variances", "axes", "_axes", "_variances", "_turned"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -168,8 +180,7 @@ class GMMPrior(Prior):
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         chosen = torch.multinomial(self.weights.cpu(), count, replacement=True, generator=generator)
         z = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
-        values, U = torch.linalg.eigh(self.covariances.cpu())
-        drawn = torch.einsum("bnk,bk->bn", U[chosen], values.clamp(min=0).sqrt()[chosen] * z)
+        drawn = torch.einsum("bnk,bk->bn", self.axes.cpu()[chosen], self.variances.cpu().sqrt()[chosen] * z)
         return (self.means.cpu()[chosen] + drawn).reshape(count, *(self.shape or ())).float().to(self.device)
 
     def posterior_mean(self, y: Any, operator: Any, *, sigma: float | None = None) -> Tensor:
@@ -215,8 +226,8 @@ class GMMPrior(Prior):
         data = data.reshape(len(problem.y), -1).double()
         evidence, means = [], []
         for j in range(J):
-            C, mu = self.covariances[j].to(At.device), self.means[j].to(At.device)
-            CAt = C @ At
+            U, mu = self.axes[j].to(At.device), self.means[j].to(At.device)
+            CAt = U @ (self.variances[j].to(At.device).unsqueeze(1) * (U.mT @ At))
             S = At.mT @ CAt
             S.diagonal().add_(problem.needed_sigma() ** 2)
             L = torch.linalg.cholesky(S)
@@ -236,7 +247,7 @@ class GMMPrior(Prior):
 
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        kept = {name: getattr(self, name).cpu() for name in ("weights", "means", "covariances")}
+        kept = {name: getattr(self, name).cpu() for name in ("weights", "means", "variances", "axes")}
         kept["alphas_cumprod"] = self.alphas_cumprod.cpu()
         atomic_tensors(folder / "prior.safetensors", {k: v.contiguous() for k, v in kept.items()}, {})
         atomic_json(folder / "prior.json", {"format": FORMAT, "prior": "GMMPrior", "shape": self.shape})
@@ -250,11 +261,16 @@ class GMMPrior(Prior):
         if not (folder / "prior.json").is_file():
             raise RunError(f"GMMPrior.load: {folder} holds no prior.json. Give a folder written by save().")
         header = read_json(folder / "prior.json")
-        if header.get("format") != FORMAT or header.get("prior") != "GMMPrior":
+        if header.get("format") not in (1, FORMAT) or header.get("prior") != "GMMPrior":
             raise RunError(
                 f"GMMPrior.load: {folder} holds a {header.get('prior')} of format {header.get('format')}, "
                 f"expected a GMMPrior of format {FORMAT}. Write it again with this version of lowdim."
             )
         kept, _ = read_tensors(folder / "prior.safetensors")
+        weights, abar = kept["weights"], kept["alphas_cumprod"]
         means = kept["means"].reshape(-1, *header["shape"])
-        return cls(kept["weights"], means, kept["covariances"], alphas_cumprod=kept["alphas_cumprod"])
+        if header["format"] == 1:
+            return cls(weights, means, kept["covariances"], alphas_cumprod=abar)
+        prior = cls.__new__(cls)
+        prior._settle(weights, means, kept["variances"], kept["axes"], abar)
+        return prior

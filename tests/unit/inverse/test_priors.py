@@ -160,3 +160,15 @@ def test_noise_belongs_to_the_image():
             ImageNoise(wrong, batch=1)
     with pytest.raises(DataError, match="2 seeds for 3 images"):
         ImageNoise([1, 2], batch=3)
+
+
+def test_a_saved_mixture_of_format_1_is_still_read(tmp_path):
+    """It held covariances; the package's own mixture of latents is one."""
+    from lowdim.runs import atomic_json, atomic_tensors
+
+    prior = mixture()
+    kept = {name: getattr(prior, name) for name in ("weights", "means", "covariances", "alphas_cumprod")}
+    atomic_tensors(tmp_path / "prior.safetensors", {k: v.contiguous() for k, v in kept.items()}, {})
+    atomic_json(tmp_path / "prior.json", {"format": 1, "prior": "GMMPrior", "shape": prior.shape})
+    again, x = GMMPrior.load(tmp_path), noise(2, 1, 4, 4)
+    torch.testing.assert_close(again.x0(x, 100), prior.x0(x, 100), atol=1e-5, rtol=0)
