@@ -15,7 +15,7 @@ from lowdim.claims.machine import machine
 NAMES = (
     *("blast_layer", "whole_model", "factorization", "triton"),
     *("geodesic", "streaming", "tensor_regression", "phase_retrieval", "incontext", "monitor", "sharpness"),
-    *("inverse", "costs", "policy", "compaction"),
+    *("inverse", "resample", "costs", "policy", "compaction"),
 )
 #: Language models that write for a quarter of an hour each: not in `make bench`, but in `make bench-long`.
 LONG = ("policy", "compaction")
