@@ -135,8 +135,9 @@ SolverOption = Annotated[
     typer.Option(
         "--solver",
         metavar="NAME[:OPTION=VALUE,...]",
-        help="dcdp, dcdp-without-noise, dps; of latent priors resample; of deepinv ddrm, diffpir, tv, pinv. "
-        "With options as in dps:steps=100 or tv:weight=0.05. Repeat it to compare.",
+        help="dcdp-without-noise (the default), dcdp (of latent priors the default), dps; of latent priors "
+        "resample; of deepinv ddrm, diffpir, tv, pinv. With options as in dps:steps=100 or tv:weight=0.05. "
+        "Repeat it to compare.",
         show_default=False,
         rich_help_panel=WORK,
     ),
@@ -225,7 +226,7 @@ def register(app: typer.Typer) -> None:
             sigma=NOISE if sigma is None else sigma,
             fit=fit,
             prior=prior,
-            solvers=_solvers(solver or ["dcdp"]),
+            solvers=_solvers(solver or ["auto"]),
             batch=batch,
             seed=seed,
             device=device,
@@ -267,8 +268,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run several solvers on the same measurements: what they reach, and what it takes.
 
-        By default dcdp and dps. LPIPS is shown where the package lpips is installed and images are large
-        enough.
+        By default what reconstruct takes, and dps. LPIPS is shown where the package lpips is installed and
+        images are large enough.
         """
         _run(
             images,
@@ -277,7 +278,7 @@ def register(app: typer.Typer) -> None:
             sigma=NOISE if sigma is None else sigma,
             fit=fit,
             prior=prior,
-            solvers=_solvers(solver or ["dcdp", "dps"]),
+            solvers=_solvers(solver or ["auto", "dps"]),
             batch=batch,
             seed=seed,
             device=device,
@@ -394,7 +395,7 @@ def _solvers(words: list[str]) -> dict[str, dict[str, Any]]:
         name = "-".join([kind, *(f"{key}={value}" for key, value in options.items())])
         if name in found:
             raise DataError(f"--solver {word} is there twice. Leave one out, or give other options.")
-        found[name] = {"solver": kind, **options}
+        found[name] = {"solver": kind, **options} if options or kind != "auto" else {}
     return found
 
 

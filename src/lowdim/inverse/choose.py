@@ -26,6 +26,9 @@ BASELINES = {"ddrm": "DDRM", "diffpir": "DiffPIR", "tv": "TotalVariation", "pinv
 SOLVERS = ("dcdp", "dcdp-without-noise", "resample", "dps", *BASELINES)
 """Solvers by name; of a latent prior "dcdp" is `LatentDCDP` and "dps" is `LatentDPS`."""
 
+AUTO = "auto"
+"""The solver for those who name none: "dcdp-without-noise" of a prior of images, of a latent one "dcdp"."""
+
 BUILTIN = ("builtin", "builtin-latent")
 
 
@@ -82,8 +85,9 @@ def chosen_solvers(solvers: Any, prior: Prior) -> dict[str, Any]:
     Parameters
     ----------
     solvers : str, sequence of str, or mapping of str to options or solver
-        Names of `SOLVERS`; a mapping gives options, such as ``{"dcdp": {"steps": 10}}``, or names of its own
-        with solvers that are made, or with ``{"solver": "dcdp", "steps": 10}``.
+        Names of `SOLVERS`, or "auto", the one with the least error in few network calls: "dcdp-without-noise"
+        of a prior of images, "dcdp" of a latent one. A mapping gives options, such as ``{"dcdp": {"steps":
+        10}}``, or names of its own with solvers that are made, or with ``{"solver": "dcdp", "steps": 10}``.
     prior : Prior
 
     Returns
@@ -108,7 +112,11 @@ def chosen_solvers(solvers: Any, prior: Prior) -> dict[str, Any]:
         solvers = {name: {} for name in solvers}
     if not isinstance(solvers, Mapping) or not solvers:
         raise DataError(f"solvers: got {solvers!r}, expected one or more of {', '.join(SOLVERS)}.")
-    return {str(name): _solver(str(name), options, prior) for name, options in solvers.items()}
+    best = "dcdp" if isinstance(prior, LatentPrior) else "dcdp-without-noise"
+    named = {best if name == AUTO else str(name): options for name, options in solvers.items()}
+    if len(named) < len(solvers):
+        raise DataError(f"solvers: {AUTO} is {best} here, which is there twice. Leave one out.")
+    return {name: _solver(name, options, prior) for name, options in named.items()}
 
 
 def _solver(name: str, options: Any, prior: Prior) -> Any:

@@ -30,7 +30,7 @@ def reconstruct(
     operator: Any,
     sigma: float | None = None,
     prior: Any = "builtin",
-    solvers: Any = "dcdp",
+    solvers: Any = "auto",
     measurement: Any = None,
     output: str | os.PathLike[str] | None = None,
     fit: Fit | None = None,

@@ -33,7 +33,8 @@ def prior(images):
 
 
 def job(prior, **more):
-    return {"operator": {"name": "sr", "factor": 2}, "sigma": 0.02, "prior": prior, "batch": 2, **more}
+    sr = {"name": "sr", "factor": 2}
+    return {"operator": sr, "sigma": 0.02, "prior": prior, "solvers": "dcdp", "batch": 2, **more}
 
 
 class Counted:
@@ -54,9 +55,8 @@ def test_several_solvers_on_several_images(images, prior):
     told = []
     result = reconstruct(
         images[:5],
-        solvers={"dcdp": {"steps": 5}, "few": {"solver": "dps", "steps": 6}},
         progress=lambda *step: told.append(step),
-        **job(prior),
+        **job(prior, solvers={"dcdp": {"steps": 5}, "few": {"solver": "dps", "steps": 6}}),
     )
     table = result.table()
     assert list(table["solver"]) == ["dcdp"] * 5 + ["few"] * 5
@@ -73,7 +73,7 @@ def test_several_solvers_on_several_images(images, prior):
 def test_baselines_of_deepinv_stand_beside_ours(images, prior):
     pytest.importorskip("deepinv")
     solvers = {"pinv": {}, "tv": {"weight": 0.02, "steps": 5}, "diffpir": {"steps": 5}}
-    result = reconstruct(images[:2], solvers=solvers, **job(prior))
+    result = reconstruct(images[:2], **job(prior, solvers=solvers))
     assert list(result.images) == ["pinv", "tv", "diffpir"]
     y, pooled = torch.stack(result.measurements), torch.nn.functional.avg_pool2d
     torch.testing.assert_close(pooled(torch.stack(result.images["pinv"]), 2), y, atol=1e-3, rtol=0)
@@ -96,17 +96,17 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, images, prior):
     whole = reconstruct(images[:7], **job(prior))
     first = Counted(chosen_solvers("dcdp", prior)["dcdp"], fail_at=4)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct(images[:7], solvers={"dcdp": first}, output=tmp_path / "run", **job(prior))
+        reconstruct(images[:7], output=tmp_path / "run", **job(prior, solvers={"dcdp": first}))
     second = Counted(chosen_solvers("dcdp", prior)["dcdp"])
     with pytest.raises(RunError, match="--resume"):
-        reconstruct(images[:7], solvers={"dcdp": second}, output=tmp_path / "run", **job(prior))
+        reconstruct(images[:7], output=tmp_path / "run", **job(prior, solvers={"dcdp": second}))
     result = reconstruct(
-        images[:7], solvers={"dcdp": second}, output=tmp_path / "run", resume=True, **job(prior)
+        images[:7], output=tmp_path / "run", resume=True, **job(prior, solvers={"dcdp": second})
     )
     assert (first.images, second.images) == (4, 3)
     assert all(map(torch.equal, result.images["dcdp"], whole.images["dcdp"]))
     third = Counted(chosen_solvers("dcdp", prior)["dcdp"])
-    reconstruct(images[:7], solvers={"dcdp": third}, output=tmp_path / "run", resume=True, **job(prior))
+    reconstruct(images[:7], output=tmp_path / "run", resume=True, **job(prior, solvers={"dcdp": third}))
     assert third.images == 0
 
 
@@ -198,11 +198,11 @@ def test_bad_input_is_refused(tmp_path, images, prior):
     with pytest.raises(DataError, match="noise in the measurements is unknown"):
         reconstruct(images[:1], operator="sr", prior=prior)
     with pytest.raises(DataError, match="resample needs a latent prior"):
-        reconstruct(images[:1], solvers="resample", **job(prior))
+        reconstruct(images[:1], **job(prior, solvers="resample"))
     with pytest.raises(DataError, match="'magic' is unknown"):
-        reconstruct(images[:1], solvers="magic", **job(prior))
+        reconstruct(images[:1], **job(prior, solvers="magic"))
     with pytest.raises(DataError, match="does not take these options"):
-        reconstruct(images[:1], solvers={"dcdp": {"hue": 1}}, **job(prior))
+        reconstruct(images[:1], **job(prior, solvers={"dcdp": {"hue": 1}}))
     with pytest.raises(ShapeError, match="2 for 3 images"):
         reconstruct(images[:3], measurement=torch.zeros(2, 1, 4, 4), **job(prior))
     with pytest.raises(RunError, match="Add output"):
@@ -216,3 +216,13 @@ def test_bad_input_is_refused(tmp_path, images, prior):
         read_pictures(tmp_path / "bad.png")
     with pytest.raises(DataError, match="finite"):
         read_pictures(images[:1] * float("inf"))
+
+
+def test_who_names_no_solver_gets_the_one_of_least_error(images, prior):
+    result = reconstruct(images[:1], operator="denoise", sigma=0.1, prior=prior)
+    assert list(result.images) == ["dcdp-without-noise"]
+    assert result.report["solvers"][0]["network_calls"] == 10
+    assert list(chosen_solvers(["auto", "dps"], prior)) == ["dcdp-without-noise", "dps"]
+    assert list(chosen_solvers("auto", chosen_prior("builtin-latent"))) == ["dcdp"]
+    with pytest.raises(DataError, match="dcdp-without-noise here, which is there twice"):
+        chosen_solvers(["auto", "dcdp-without-noise"], prior)

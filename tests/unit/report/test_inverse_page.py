@@ -205,7 +205,7 @@ def test_residuals_are_bars_of_few_images_and_boxes_of_many(report):
 def test_without_a_truth_measurement_and_reconstruction_are_shown(prior):
     y = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(2))
     found = reconstruct(measurement=y, operator="denoise", sigma=0.1, prior=prior)
-    assert list(figures.layers(found, 0)) == ["measured", "DCDP"]
+    assert list(figures.layers(found, 0)) == ["measured", "DCDP without noise"]
     text = text_of(inverse_page(found.report, result=found))
     assert "Before and after" in text
     assert "Where it is wrong" not in text
@@ -218,7 +218,7 @@ def test_a_measurement_that_is_no_image_leaves_one_picture_without_a_line(prior)
             return x.flip(-1)  # as large as an image
 
     found = reconstruct(measurement=torch.zeros(1, 1, 4, 4), operator=Unknown(), sigma=0.1, prior=prior)
-    assert list(figures.layers(found, 0)) == ["DCDP"]
+    assert list(figures.layers(found, 0)) == ["DCDP without noise"]
     html = inverse_page(found.report, result=found).html()
     assert '<figure class="slider">' in html
     assert 'type="range"' not in html
