@@ -1,16 +1,18 @@
-"""CP: block relaxation of coefficients that are a sum of outer products."""
+"""CP: coefficients that are a sum of outer products, by tangent steps or by relaxation of blocks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 from lowdim.algebra.tensors import khatri_rao
 from lowdim.regress.relax import Problems, normalized, steady
 from lowdim.regress.samples import Samples
+from lowdim.regress.tangent import Main, chosen, step_of
 
-__all__ = ["CPSweep"]
+__all__ = ["CPSweep", "CPTangent"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,10 @@ class CPSweep:
     def _ready(self, factor: Tensor, modes: int) -> Tensor:
         return steady(factor, self.kept) if modes == 2 else normalized(factor)
 
+    def parts(self, state: list[Tensor]) -> list[Tensor]:
+        """Return the factors of a state."""
+        return state
+
     def sweep(
         self, samples: Samples, problems: Problems, state: list[Tensor]
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
@@ -58,6 +64,64 @@ class CPSweep:
                 objective = found.misfit + problems.alpha * found.solution.square().sum(1)
                 offset = found.offset
         return [*factors[:-1], scaled], objective, offset, None
+
+
+@dataclass(frozen=True, eq=False)
+class CPTangent:
+    r"""Gauss-Newton steps for a CP form of three and more modes, with block relaxation as a safeguard.
+
+    With all factors but the first of unit columns, a term moves along ``a' o v o w + a o p o w / s + a o v o
+    q / s`` with p orthogonal to v, q to w, and s the norm of a; its squared norm is ``||a'||^2 + ||p||^2 +
+    ||q||^2``. So the best step is an ordinary ridge regression on the contractions of all modes at once,
+    which cost no more reads of X than the blocks one after another. Then the first factor is solved for with
+    the others held fixed. The objective is that of `CPSweep`.
+
+    The state is the factors, the contraction of X with those of the trailing modes, and the parts of `Main`.
+
+    Parameters
+    ----------
+    kept : Tensor of shape (C, R)
+        1 for columns in use, else 0, so that problems of several ranks share a batch.
+    """
+
+    kept: Tensor
+
+    def begin(self, samples: Samples, problems: Problems, factors: list[Tensor]) -> list[Tensor]:
+        """Return the state with given factors, (C, n_k, R), and the best first one for them."""
+        shape, cut = samples.grid.shape, samples.grid.cut
+        factors = [normalized(factor) * self.kept.unsqueeze(1) for factor in factors]
+        T = samples.contract(khatri_rao(factors[cut:]), leading=False)
+        T = T.view(*T.shape[:3], *shape[:cut])
+        more = self.kept.shape[1] * sum(shape[1:])
+        main = Main.fitted(problems, _but_one(T, factors[:cut], 0).flatten(2), more=more)
+        factors[0] = main.solution.view(-1, self.kept.shape[1], shape[0]).mT
+        return [*factors, T, *main.parts()]
+
+    def parts(self, state: list[Tensor]) -> list[Tensor]:
+        """Return the factors of a state."""
+        return state[: -len(fields(Main)) - 1]
+
+    def sweep(
+        self, samples: Samples, problems: Problems, state: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
+        """Make one step."""
+        shape, cut, R = samples.grid.shape, samples.grid.cut, self.kept.shape[1]
+        factors, T, main = state[: len(shape)], state[len(shape)], Main.of(state)
+        size = factors[0].norm(dim=1, keepdim=True).clamp_min(1e-150)
+        unit = [factors[0] / size, *factors[1:]]
+        far = samples.contract(khatri_rao(unit[:cut]), leading=True)
+        far = far.view(*far.shape[:3], *shape[cut:])
+        outside = []
+        for k in range(1, len(shape)):
+            Z = _but_one(T, unit[:cut], k) if k < cut else _but_one(far, unit[cut:], k - cut)
+            v = unit[k].mT.unsqueeze(1)
+            outside.append(torch.addcmul(Z, (Z * v).sum(-1, keepdim=True), v, value=-1).flatten(2))
+        _, p, promised = step_of(problems, main, torch.cat(outside, 2))
+        moved = [factors[0]]
+        for k, step in enumerate(p.split([R * n for n in shape[1:]], dim=1), 1):
+            moved.append(factors[k] + step.view(-1, R, shape[k]).mT / size)
+        after = self.begin(samples, problems, moved)
+        return chosen(self, CPSweep(self.kept), samples, problems, state, after, promised)
 
 
 def _but_one(T: Tensor, factors: list[Tensor], own: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lowdim.regress.ridge import Ridge, ridge
+from lowdim.regress.ridge import Ridge, ridge, scaled
 from lowdim.regress.samples import Samples
 
 __all__ = ["Problems", "Relaxed", "Sweep", "normalized", "relax", "shrink", "steady"]
@@ -52,6 +52,20 @@ class Problems:
         """Weighted sum of squared targets, (C,)."""
         return (self.weights * self.y.square()).sum(1)
 
+    @property
+    def size(self) -> float:
+        """What sums over scaled rows are multiplied by: the weight of every sample, if all are equal."""
+        return 1.0 if self.equal is None else self.equal
+
+    @property
+    def right(self) -> Tensor:
+        """Targets scaled as the rows of `scaled`, (C, N, 1)."""
+        return (self.y if self.equal is not None else self.y * self.weights.sqrt()).unsqueeze(-1)
+
+    def scaled(self, Z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return regressors centered and scaled, and their mean, see `lowdim.regress.ridge.scaled`."""
+        return scaled(Z, self.weights if self.equal is None else self.equal, center=self.center)
+
     def solve(self, Z: Tensor) -> Ridge:
         """Return the ridge solutions for regressors Z of shape (C, N, q)."""
         weights = self.weights if self.equal is None else self.equal
@@ -69,6 +83,10 @@ class Sweep(Protocol):
         Returns the new state, the objective (C,), the offset of the intercept (C,), and by how much the sweep
         could have lowered the objective at most, where that is known (C,).
         """
+        ...
+
+    def parts(self, state: list[Tensor]) -> list[Tensor]:
+        """Return the factors of a state, and the core of a Tucker form behind them."""
         ...
 
 
@@ -98,7 +116,14 @@ class Relaxed:
 
 
 def relax(
-    form: Sweep, samples: Samples, problems: Problems, state: list[Tensor], *, tol: float, max_iter: int
+    form: Sweep,
+    samples: Samples,
+    problems: Problems,
+    state: list[Tensor],
+    *,
+    before: Tensor | None = None,
+    tol: float,
+    max_iter: int,
 ) -> Relaxed:
     """Sweep over the blocks until the objective of every problem has come to rest.
 
@@ -110,6 +135,8 @@ def relax(
         C of them; those that have come to rest are taken out of the batch.
     state : list of Tensor, each with leading axis C
         Where to start.
+    before : Tensor of shape (C,), optional
+        The objective there.
     tol : float
         Rest: a sweep lowers the objective by no more than this fraction of it; or, where sweeps are steps of
         Newton's kind, all further ones together would.
@@ -123,12 +150,11 @@ def relax(
     C = len(problems.y)
     at = torch.arange(C, device=problems.y.device)
     floor = 1e-15 * problems.energy
-    final = [part.clone() for part in state]
-    offset, objective = problems.energy.new_zeros(C), problems.energy.new_zeros(C)
+    final = [torch.empty_like(part) for part in form.parts(state)]
+    offset, objective = torch.zeros_like(floor), torch.zeros_like(floor)
     sweeps, converged = at.new_zeros(C), at.new_zeros(C, dtype=torch.bool)
     history: list[list[float]] = [[] for _ in range(C)]
-    last: Tensor | None = None
-    drop: Tensor | None = None
+    last, drop = before, None
     for step in range(1, max_iter + 1):
         state, now, shift, promised = form.sweep(samples, problems, state)
         for problem, value in zip(at.tolist(), now.tolist(), strict=True):
@@ -146,7 +172,7 @@ def relax(
         ended = rest if step < max_iter else torch.ones_like(rest)
         if bool(ended.any()):
             done = at[ended]
-            for whole, part in zip(final, state, strict=True):
+            for whole, part in zip(final, form.parts(state), strict=True):
                 whole[done] = part[ended]
             offset[done], objective[done] = shift[ended], now[ended]
             sweeps[done], converged[done] = step, rest[ended]

@@ -12,6 +12,7 @@ from sklearn import get_config
 from torch import Tensor
 
 from lowdim.regress.grid import Grid
+from lowdim.regress.ridge import product
 
 __all__ = ["Samples", "rows_at_once"]
 
@@ -134,11 +135,8 @@ class Samples:
         Tensor of shape (size, C)
             In double precision.
         """
-        D = D.to(self.dtype)
-        total = torch.zeros(self.grid.size, D.shape[1], dtype=torch.float64, device=self.device)
-        for rows, piece in self.pieces():
-            total += piece.mT @ D[rows]
-        return total
+        D = D.to(self.dtype).mT
+        return sum(product(D[:, rows], piece).double() for rows, piece in self.pieces()).mT  # type: ignore
 
     def contract(self, B: Tensor, *, leading: bool) -> Tensor:
         """Multiply the trailing (or the leading) half of the modes of every sample by matrices.
@@ -166,9 +164,10 @@ class Samples:
         right = self.grid.size // left
         rows = B.to(self.dtype).mT.reshape(C * q, -1)
         if leading:
-            parts = [(rows @ piece.view(-1, left, right)).unflatten(1, (C, q)) for _, piece in self.pieces()]
-            found = parts[0] if len(parts) == 1 else torch.cat(parts)
-            return found.transpose(0, 1).double().contiguous()
-        parts = [(rows @ piece.reshape(-1, right).mT).view(C, q, -1, left) for _, piece in self.pieces()]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-        return found.transpose(1, 2).double().contiguous()
+            parts = [product(rows, piece.view(-1, left, right)) for _, piece in self.pieces()]
+            found = (parts[0] if len(parts) == 1 else torch.cat(parts)).unflatten(1, (C, q)).transpose(0, 1)
+        else:
+            parts = [product(rows, piece.reshape(-1, right).mT) for _, piece in self.pieces()]
+            found = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            found = found.view(C, q, -1, left).transpose(1, 2)
+        return found.double().contiguous()

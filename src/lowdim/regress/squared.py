@@ -12,14 +12,15 @@ from sklearn import get_config
 from torch import Tensor
 
 from lowdim.algebra.tensors import mode_product
-from lowdim.regress.cp import CPSweep
+from lowdim.regress.cp import CPSweep, CPTangent
 from lowdim.regress.grid import Ranks
 from lowdim.regress.matrix import MatrixSweep
 from lowdim.regress.relax import Problems, Relaxed, Sweep, relax, shrink, steady
 from lowdim.regress.ridge import solve_positive
 from lowdim.regress.samples import Samples
 from lowdim.regress.starts import bounded, dense, gaussian, leading
-from lowdim.regress.tucker import TuckerSweep
+from lowdim.regress.tangent import Main
+from lowdim.regress.tucker import TuckerSweep, TuckerTangent
 
 __all__ = ["Fit", "fit_squared"]
 
@@ -193,8 +194,8 @@ def _tensors(
     """Relax all problems and starts in one batch, ranks padded to the largest."""
     order = torch.arange(len(ranks), device=samples.device).repeat(n_init)
     every = shrink(problems, order)
-    form, state = _begin(samples, problems, every, ranks, n_init, random)
-    found = relax(form, samples, every, state, tol=tol, max_iter=max_iter)
+    form, state, before = _begin(samples, problems, every, ranks, n_init, random)
+    found = relax(form, samples, every, state, before=before, tol=tol, max_iter=max_iter)
     objective = found.objective.view(n_init, -1)
     best = torch.where(objective.isfinite(), objective, torch.inf).argmin(0).tolist()
     return [_cut(found, start * len(ranks) + i, ranks[i]) for i, start in enumerate(best)]
@@ -207,26 +208,31 @@ def _begin(
     ranks: Sequence[Ranks],
     n_init: int,
     random: np.random.RandomState,
-) -> tuple[Sweep, list[Tensor]]:
-    """Return the form with its columns in use, and the starts: moment tensors first, then Gaussian ones."""
+) -> tuple[Sweep, list[Tensor], Tensor | None]:
+    """Return the form with its columns in use, the starts, and the objective there if it is known.
+
+    The starts are the moment tensors first, then Gaussian ones.
+    """
     shape = samples.grid.shape
     d, tucker = len(shape), len(ranks[0]) > 1
     each = [r if tucker else r * d for r in ranks]
     widest = tuple(max(r[k] for r in each) for k in range(d))
     M = bounded(samples.moment((problems.weights * problems.y).T)).T.reshape(-1, *shape)
-    first = leading(M, widest, random)
+    easy = bool((problems.alpha > 0).all())
+    # Steps for matrices begin with their row space alone.
+    first = leading(M, widest, random, modes=range(1, 2) if easy and d == 2 else range(d))
     drawn = [[gaussian(factor.shape, random, factor) for factor in first] for _ in range(n_init - 1)]
     factors = [torch.cat(parts) for parts in zip(first, *drawn, strict=True)]
     limits = torch.tensor(each, device=M.device).repeat(n_init, 1)
     kept = [(torch.arange(w, device=M.device) < limits[:, k : k + 1]).double() for k, w in enumerate(widest)]
-    if d == 2 and bool((problems.alpha > 0).all()):
+    if easy:
         # Of matrices both forms are the same, with the same penalty.
-        matrix = MatrixSweep(kept[1])
-        return matrix, matrix.begin(samples, every, factors[1])
+        tangent = MatrixSweep(kept[1]) if d == 2 else TuckerTangent(kept) if tucker else CPTangent(kept[0])
+        state = tangent.begin(samples, every, factors)
+        return tangent, state, Main.of(state).objective
     if not tucker:
-        return CPSweep(kept[0]), [
-            factor * use.unsqueeze(1) for factor, use in zip(factors, kept, strict=True)
-        ]
+        factors = [factor * use.unsqueeze(1) for factor, use in zip(factors, kept, strict=True)]
+        return CPSweep(kept[0]), factors, None
     factors = [steady(factor, use) for factor, use in zip(factors, kept, strict=True)]
     core = gaussian((len(limits), *widest), random, M) if n_init > 1 else M.new_zeros(len(limits), *widest)
     C = len(M)
@@ -234,22 +240,17 @@ def _begin(
     for k, factor in enumerate(factors):
         head = mode_product(head, factor[:C].mT, k, order=d)
     core[:C] = head
-    return TuckerSweep(kept), [*factors, core]
+    return TuckerSweep(kept), [*factors, core], None
 
 
 def _cut(found: Relaxed, at: int, ranks: Ranks) -> Fit:
-    parts = [part[at] for part in found.state]
-    core = None
-    if len(parts) == 4 and parts[-1].ndim == 0:  # the state of MatrixSweep
-        factors = [factor[:, : ranks[0]] for factor in parts[:2]]
-        if len(ranks) > 1:
-            factors[0], core = torch.linalg.qr(factors[0])
-    elif len(ranks) == 1:
-        factors = [factor[:, : ranks[0]] for factor in parts]
-    else:
-        *factors, core = parts
-        factors = [factor[:, :r] for factor, r in zip(factors, ranks, strict=True)]
-        core = core[tuple(slice(r) for r in ranks)]
+    tucker = len(ranks) > 1
+    factors = [part[at] for part in found.state]
+    core = factors.pop()[tuple(slice(r) for r in ranks)] if tucker and len(factors) > len(ranks) else None
+    each = ranks if tucker else ranks * len(factors)
+    factors = [factor[:, :r] for factor, r in zip(factors, each, strict=True)]
+    if core is None and tucker:  # matrices, of which both forms are the same
+        factors[0], core = torch.linalg.qr(factors[0])
     return Fit(
         factors,
         core,

@@ -61,7 +61,9 @@ def gaussian(shape: Sequence[int], random: np.random.RandomState, like: Tensor) 
     return torch.as_tensor(random.standard_normal(tuple(shape))).to(like.device)
 
 
-def leading(M: Tensor, ranks: Sequence[int], random: np.random.RandomState) -> list[Tensor]:
+def leading(
+    M: Tensor, ranks: Sequence[int], random: np.random.RandomState, *, modes: Sequence[int] | None = None
+) -> list[Tensor]:
     """Return the leading left singular vectors of every unfolding.
 
     Parameters
@@ -71,6 +73,8 @@ def leading(M: Tensor, ranks: Sequence[int], random: np.random.RandomState) -> l
     ranks : sequence of int
         Vectors per mode; those beyond n_k are Gaussian, the same for all of the batch.
     random : RandomState
+    modes : sequence of int, optional
+        Those whose vectors are wanted; all by default.
 
     Returns
     -------
@@ -85,8 +89,8 @@ def leading(M: Tensor, ranks: Sequence[int], random: np.random.RandomState) -> l
     # A seed per mode, so that what one mode draws does not depend on the ranks of the others.
     seeds = random.randint(2**31 - 1, size=d)
     found = []
-    for k, r in enumerate(ranks):
-        flat = unfold(M, k, order=d)
+    for k in range(d) if modes is None else modes:
+        r, flat = ranks[k], unfold(M, k, order=d)
         U = torch.linalg.eigh(flat @ flat.mT).eigenvectors.flip(-1)[..., :r]
         n, missing = U.shape[1], r - U.shape[2]
         if missing > 0:

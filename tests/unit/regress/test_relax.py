@@ -119,7 +119,7 @@ def test_more_starts_are_never_worse_and_the_seed_decides():
     X, y, _ = regression((4, 4, 4), 3, N=50, noise=0.3)
     one = fit(X, y, (3,))[0]
     more, same = (fit(X, y, (3,), n_init=6, random=np.random.RandomState(1))[0] for _ in range(2))
-    assert more.objective <= one.objective
+    assert more.objective <= one.objective * (1 + 1e-12)
     torch.testing.assert_close(more.coefficients(), same.coefficients(), rtol=0, atol=0)
 
 
