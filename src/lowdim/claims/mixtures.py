@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lowdim.claims.declare import Trial
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ __all__ = [
     "figures",
     "natural",
     "phantoms",
+    "pooled_psnr",
     "problem_of",
     "sampled",
     "solvers_of",
@@ -112,15 +115,20 @@ def figures(trial: Trial, task: str) -> dict[str, dict[str, float]]:
     return dict(trial.share(f"dcdp-{task}", compute))
 
 
-def sampled(trial: Trial, task: str) -> dict[str, dict[str, float]]:
-    """Let solvers reconstruct images that the mixture itself has drawn, where no estimate beats its mean."""
+def sampled(trial: Trial, task: str) -> dict[str, dict[str, Any]]:
+    """Let solvers reconstruct images that the mixture itself has drawn, where no estimate beats its mean.
 
-    def compute() -> dict[str, dict[str, float]]:
-        from lowdim.inverse import DCDP, DPS, evaluate
+    The mixture draws 3 % of its values outside [-1, 1]. What holds of means and samples holds of squared
+    errors as they are: nothing is clamped here, as estimates of photographs are.
+    """
+
+    def compute() -> dict[str, dict[str, Any]]:
+        from lowdim.inverse import DCDP, DPS
 
         prior = natural(trial.quick)
         images = prior.sample(16 if trial.quick else 64, seed=trial.seed)
         operator, sigma = problem_of(task)
+        y = operator.measure(images, sigma=sigma, seed=trial.seed)
         solvers: dict[str, Any] = {
             "exact": exact(prior),
             "DPS 200": DPS(prior, steps=200, zeta=0.5),
@@ -128,10 +136,20 @@ def sampled(trial: Trial, task: str) -> dict[str, dict[str, float]]:
             "without noise, 10": DCDP.without_noise(prior, steps=10),
             "without noise, 20": DCDP.without_noise(prior, steps=20),
         }
-        table = evaluate(solvers, operator, images, sigma=sigma, seed=trial.seed)
-        return {str(name): row for name, row in table[["psnr", "pooled psnr"]].to_dict("index").items()}
+        found = {}
+        for name, solver in solvers.items():
+            image = solver(y, operator, sigma=sigma, seed=trial.seed).image
+            errors = (image - images).square().flatten(1).mean(1).double().numpy()
+            psnr = float(np.mean([pooled_psnr(error) for error in errors]))
+            found[name] = {"psnr": psnr, "pooled psnr": pooled_psnr(errors), "errors": errors.tolist()}
+        return found
 
     return dict(trial.share(f"dcdp-sampled-{task}", compute))
+
+
+def pooled_psnr(errors: Any) -> float:
+    """Return the PSNR of the mean of squared errors, for values in [-1, 1]."""
+    return float(10 * np.log10(4 / np.mean(errors)))
 
 
 def phantoms(count: int, seed: int) -> Tensor:
