@@ -256,6 +256,7 @@ def _watched(
         optimizer=optimizer,
         every=every,
         probes=("sharpness", "oscillation"),
+        curvature={"tol": 3e-3},  # the same far below the edge: this is what the alarm is held against
         seed=trial.seed,
         strict=True,
     )

@@ -51,6 +51,7 @@ def climb(
     *,
     count: int = 1,
     tol: float = 1e-3,
+    floor: float = 0.0,
     steps: int = 30,
     basis_size: int | None = None,
 ) -> Top:
@@ -71,6 +72,8 @@ def climb(
         How many values.
     tol : float
         Relative increment to stop at.
+    floor : float
+        Increment to stop at in any case, in the unit of the values.
     steps : int
         At most this many products.
     basis_size : int, optional
@@ -85,28 +88,21 @@ def climb(
     if basis_size is None:
         basis_size = 32 if size <= 1 << 24 else 8
     room = max(min(basis_size, steps), count + 2)
-    # Rows of one block of memory that is there from the start: a vector of a large network is costly to make.
-    basis = start.new_empty(room, size)
-    basis[0] = start
-    basis[0] /= _norm(layout, basis[0])
+    # Products become the basis where they lie: memory for a copy takes longer than all else here.
+    basis = [start / _norm(layout, start)]
     projected = start.new_zeros(0, 0)
-    held = 0
     total: float | None = None
     found: Top | None = None
     finite = True
     for product in range(1, steps + 1):
-        image = curvature @ basis[held]
+        image = curvature @ basis[-1]
         finite = bool(torch.isfinite(layout.total(image.sum())))
         if not finite:
             break
-        held += 1
-        kept = basis[:held]
+        held = len(basis)
         # Most of it lies along the last two vectors; what is left is made orthogonal to all.
-        near = kept[-2:]
-        first = layout.total(near @ image)
-        image.addmv_(near.mT, first, alpha=-1)
-        column = layout.total(kept @ image)
-        image.addmv_(kept.mT, column, alpha=-1)
+        first = _project_out(layout, basis[-2:], image)
+        column = _project_out(layout, basis, image)
         column[-len(first) :] += first
         projected = torch.nn.functional.pad(projected, (0, 1, 0, 1))
         projected[:, -1] = projected[-1, :] = column
@@ -116,11 +112,12 @@ def climb(
         wanted = torch.arange(held - 1, max(held - 1 - count, -1), -1)
         values, turns = ritz[wanted], rotation[:, wanted]
         now = float(values.sum())
-        increment = float("inf") if total is None else abs(now - total) / abs(now) if now else 0.0
+        added = float("inf") if total is None else abs(now - total)
+        increment = added / abs(now) if now else 0.0
         # The sum grows by a whole value while there are fewer than count.
         total = now if len(values) == count else None
         exhausted = beta <= 10 * torch.finfo(start.dtype).eps * float(ritz.abs().max())
-        settled = layout.agree(increment <= tol or exhausted, device=start.device)
+        settled = layout.agree(increment <= tol or added <= floor or exhausted, device=start.device)
         found = Top(
             values=values,
             vectors=turns,
@@ -136,21 +133,36 @@ def climb(
         if held == room:
             # Thick restart: the best vectors stay, and their matrix is diagonal.
             best = min(count + 1, held - 1)
-            basis[:best] = rotation[:, -best:].to(basis).mT @ kept
-            projected = torch.diag(ritz[-best:]).to(basis)
-            held = best
-        torch.div(image, beta, out=basis[held])
+            basis = list(_combined(basis, rotation[:, -best:]))
+            projected = torch.diag(ritz[-best:]).to(start)
+        basis.append(image.div_(beta))
     if found is None:
         nothing = start.new_full((count,), float("nan")).double().cpu()
         return Top(nothing, start[:, None], float("nan"), float("nan"), nothing, 1, False, False)
-    vectors = (found.vectors.to(basis).mT @ basis[: len(found.vectors)]).mT
     return replace(
         found,
-        vectors=vectors,
+        vectors=_combined(basis[: len(found.vectors)], found.vectors).mT,
         products=found.products + (not finite),
         converged=found.converged and finite,
         finite=finite,
     )
+
+
+def _project_out(layout: Any, basis: list[Tensor], image: Tensor) -> Tensor:
+    """Take the part along each vector out of an image, in place, and return how long the parts are."""
+    parts: Tensor = layout.total(torch.stack([vector @ image for vector in basis]))
+    for vector, part in zip(basis, parts.tolist(), strict=True):
+        image.sub_(vector, alpha=part)
+    return parts
+
+
+def _combined(basis: list[Tensor], turns: Tensor) -> Tensor:
+    """Return the combinations of vectors whose coefficients are the columns of `turns`, as rows."""
+    rows = basis[0].new_zeros(turns.shape[1], len(basis[0]))
+    for row, column in zip(rows, turns.mT.tolist(), strict=True):
+        for vector, part in zip(basis, column, strict=True):
+            row.add_(vector, alpha=part)
+    return rows
 
 
 def _norm(layout: Any, vector: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ class Monitor:
         Leading singular directions whose drift is measured.
     curvature : mapping, optional
         More options of :class:`lowdim.dynamics.SharpnessTracker`, such as ``{"method": "difference"}``.
-        The tolerance is 3e-3 here, for fewer products.
+        Without a tolerance among them a look ends when one more product adds no more than 3e-3 of the
+        sharpness, or 0.01 of the threshold: far below the edge two or three digits of it say enough.
     seed : int
         Of sketches and start vectors.
 
@@ -97,11 +98,12 @@ class Monitor:
 
     Notes
     -----
-    Metrics: ``dyn/sharpness``, ``dyn/threshold``, ``dyn/sharpness_ratio``, ``dyn/lowest_curvature``,
-    ``dyn/hvps`` (products spent); ``dyn/alternation`` (mean since the last report), ``dyn/edge``,
-    ``dyn/period``, ``dyn/osc_rank``; ``dyn/erank/NAME``, ``dyn/srank/NAME`` (and ``erank_grad``,
-    ``erank_update``, ...); ``dyn/drift_deg/NAME``; ``dyn/balance_gap/CHAIN``; ``dyn/loss`` (mean of what was
-    given to `step`), ``dyn/lr``, ``dyn/seconds`` (spent by the Monitor since the last report).
+    Metrics: ``dyn/sharpness``, ``dyn/threshold``, ``dyn/sharpness_ratio``, ``dyn/sharpness_residual`` (an
+    eigenvalue lies within it), ``dyn/lowest_curvature``, ``dyn/hvps`` (products spent); ``dyn/alternation``
+    (mean since the last report), ``dyn/edge``, ``dyn/period``, ``dyn/osc_rank``; ``dyn/erank/NAME``,
+    ``dyn/srank/NAME`` (and ``erank_grad``, ``erank_update``, ...); ``dyn/drift_deg/NAME``;
+    ``dyn/balance_gap/CHAIN``; ``dyn/loss`` (mean of what was given to `step`), ``dyn/lr``, ``dyn/seconds``
+    (spent by the Monitor since the last report).
 
     Gradients are read after the optimizer step: a GradScaler has unscaled them then, and clearing
     them right after the step leaves their ranks out.
@@ -360,12 +362,9 @@ class Monitor:
                     "loss on a fixed batch, or leave 'sharpness' out of probes.",
                 )
                 return None
-            options: dict[str, Any] = {
-                "select": self._select,
-                "seed": self._seed,
-                "tol": 3e-3,
-                **self._curvature,
-            }
+            # Who names a tolerance means it: the threshold does not loosen it then.
+            loose = {} if "tol" in self._curvature else {"tol": 3e-3, "ratio_tol": 0.01}
+            options: dict[str, Any] = {"select": self._select, "seed": self._seed, **loose, **self._curvature}
             with self.caught(name):
                 tracker = SharpnessTracker(
                     self.model, self.loss_fn, optimizer=self.optimizer, batches=self._batches, **options

@@ -82,7 +82,12 @@ class SharpnessProbe:
                 f"the sharpness at step {training.step} is not a number, and perhaps later ones: a product "
                 f"with the Hessian was not finite. The training has diverged, or the probe batch overflows.",
             )
-        found = {"dyn/sharpness": look.value, "dyn/lowest_curvature": look.lowest, "dyn/hvps": look.products}
+        found = {
+            "dyn/sharpness": look.value,
+            "dyn/sharpness_residual": look.residual,
+            "dyn/lowest_curvature": look.lowest,
+            "dyn/hvps": look.products,
+        }
         if look.threshold is not None:
             found |= {"dyn/threshold": look.threshold, "dyn/sharpness_ratio": look.ratio}
         if look.raw is not None:

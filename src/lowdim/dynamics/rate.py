@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ PRODUCTS = 10
 
 PLATEAU = 0.1
 """Rates whose trials lack no more than this part of the best decrease are as good as the best."""
+
+LINEAR = 1.75
+"""Rises that grow with a lower power of the rate than this lie nearer to its first power than its second."""
 
 SEARCH = 0.4
 """Part of the budget for the search by factors of four."""
@@ -239,7 +243,8 @@ class _Ladder:
         while wanted is not None and self._trials.cost + per_trial <= until + 1e-9:
             self._try(wanted, steps)
             wanted = self._next(factor, pull)
-        return self._best()
+        best = self._best()
+        return best if self._losses[best] < self._start else self._harmless() or best
 
     def descend(self, lr: float, *, steps: int, until: float) -> float:
         """Halve a rate until a trial lowers the loss; return it."""
@@ -272,6 +277,9 @@ class _Ladder:
 
     def _next(self, factor: float, pull: float | None) -> float | None:
         best, low, high = self._best(), min(self._losses), max(self._losses)
+        harmless = self._harmless()
+        if harmless is not None and not self._losses[best] < self._start:
+            return high * factor if harmless == high and high < HIGHEST else None
         down = best == low or (pull is not None and pull > 0 and self._losses[low] <= self._level())
         up = best == high or (pull is not None and pull < 1 and self._losses[high] <= self._level())
         if down and low > LOWEST:
@@ -283,12 +291,34 @@ class _Ladder:
         best = self._losses[self._best()]
         return best + PLATEAU * max(self._start - best, 0.0)
 
+    def _harmless(self) -> float | None:
+        """Return the highest rate whose rise the samples are to blame for; None if there is none.
+
+        To first order a step against the true gradient lowers the loss, and too large a rate raises it with
+        the square of the rate. A few noisy samples may have it rise in proportion to the rate: then no rate
+        is low enough, and the rate is not what is wrong. Rises of more than a part of the loss level off,
+        which looks alike, and do not count.
+        """
+        if self._trials.full:
+            return None
+        rises = sorted((lr, loss - self._start) for lr, loss in self._losses.items())
+        found = [
+            high
+            for (low, less), (high, more) in itertools.pairwise(rises)
+            if 0 < more <= min(PLATEAU * abs(self._start), less * (high / low) ** LINEAR)
+        ]
+        return max(found, default=None)
+
     def advised(self, steps: int, *, pull: float, of: int) -> float:
         """Return the rate for the whole training: see recommend_rate."""
-        best = self._best()
-        if not self._losses[best] < self._start:
+        best, harmless = self._best(), self._harmless()
+        if self._losses[best] < self._start:
+            up, down = self._edge(best, up=True), self._edge(best, up=False)
+        elif harmless is not None:
+            up = down = harmless
+        else:
             raise self._lost(steps)
-        inner = (1 - pull) * math.log(self._edge(best, up=True)) + pull * math.log(self._edge(best, up=False))
+        inner = (1 - pull) * math.log(up) + pull * math.log(down)
         return math.exp(inner - pull / 2 * math.log(of / steps))
 
     def _edge(self, best: float, *, up: bool) -> float:

@@ -18,8 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["record"]
 
 SERIES = (
-    *("loss", "lr", "sharpness", "sharpness_raw", "sharpness_ratio", "threshold", "lowest_curvature"),
-    *("alternation", "edge", "period", "osc_rank", "hvps", "seconds"),
+    *("loss", "lr", "sharpness", "sharpness_raw", "sharpness_ratio", "threshold"),
+    *(
+        "sharpness_residual",
+        "lowest_curvature",
+        "alternation",
+        "edge",
+        "period",
+        "osc_rank",
+        "hvps",
+        "seconds",
+    ),
 )
 FAMILIES = ("erank", "srank", "erank_grad", "erank_update", "drift_deg", "balance_gap")
 POINTS, COLUMNS = 3000, 240

@@ -172,6 +172,9 @@ class _Plan:
         # One row of signs, seen through a window that moves on by one from group to group.
         pool = phases((groups + width,), seed=source, dtype=_widest(device)).to(device)
         self.columns = pool.as_strided((groups, width), (1, 1))
+        # Room for the outer sum: memory that is asked for anew at every step takes longer than the sum.
+        self.signed = torch.empty(groups, width, dtype=_widest(device), device=device)
+        self.ones = torch.ones(groups, dtype=_widest(device), device=device)
 
     def fits(self, views: list[Tensor]) -> bool:
         """Whether the parameters are still where they were and as many."""
@@ -201,7 +204,8 @@ class _Plan:
             ends = torch.cat(left).to(dtype)
             self.rest.view(-1)[: len(ends)] = ends
             _signed_sum(self.rest_signs, self.rest, self.sums[at:])
-        return (self.sums[:, 0] * self.columns).sum(0)
+        torch.mul(self.sums[:, 0], self.columns, out=self.signed)
+        return self.ones @ self.signed
 
 
 def _signed_sum(signs: Tensor, rows: Tensor, out: Tensor) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan
+from math import isfinite, nan
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from lowdim.algebra.rank import effective_rank, energy_rank, participation_ratio, stable_rank
@@ -161,7 +162,9 @@ def spectrum(
         raise RankError(
             f"spectrum: count={count} of {short} singular values is impossible. Use 1 ... {short}."
         )
-    if not bool(torch.isfinite(matrix).all()):
+    # NaN and infinity show in the extremes, which are read without another matrix.
+    least, most = (float(extreme) for extreme in torch.aminmax(matrix))
+    if not (isfinite(least) and isfinite(most)):
         raise DataError(
             f"spectrum: a {matrix.shape[0]} x {matrix.shape[1]} matrix holds NaN or infinity. The training "
             f"has diverged, or an overflow was scaled away: look at another step."
@@ -172,21 +175,34 @@ def spectrum(
         return _leading(matrix, count, vectors, start)
     double = _double(matrix)
     # Scaled, no square can overflow or vanish.
-    scale = float(wide.abs().max().to(double)) or 1.0
+    scale = max(abs(least), abs(most)) or 1.0
     gram = torch.zeros(short, short, dtype=double, device=matrix.device)
-    for piece in wide.split(max(1, PIECE // short), dim=1):
-        piece = piece.to(double) / scale
-        gram.addmm_(piece, piece.mT)
+    pieces = wide.split(max(1, PIECE // short), dim=1)
+    for piece in pieces:
+        scaled = piece.to(double, copy=True).div_(scale)
+        gram.addmm_(scaled, scaled.mT)
     if not vectors:
         values = torch.linalg.eigvalsh(gram).flip(0)
         return _spectrum(values, scale)
-    values, U = torch.linalg.eigh(gram)
+    values, near = _eigenpairs(gram, count)
     found = _spectrum(values.flip(0), scale)
-    near = U.flip(1)[:, :count]
     # A direction that the matrix maps to nothing has no partner: QR completes the basis there.
-    far = torch.linalg.qr(wide.mT.to(double) @ near)[0]
+    images = (scaled.mT if len(pieces) == 1 else wide.mT.to(double)) @ near
+    far = torch.linalg.qr(images)[0]
     left, right = (near, far) if wide is matrix else (far, near)
     return Spectrum(found.values, found.energy, True, left, right)
+
+
+def _eigenpairs(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return all eigenvalues, ascending, and the vectors of the largest few, largest first."""
+    if gram.device.type != "cpu" or 4 * count > len(gram):
+        values, U = torch.linalg.eigh(gram)
+        return values, U.flip(1)[:, :count]
+    # The vectors that nobody asks for take most of the time of the others.
+    array, last = gram.numpy(), len(gram) - 1
+    values = torch.from_numpy(eigh(array, eigvals_only=True, driver="evr", check_finite=False))
+    _, top = eigh(array, subset_by_index=(last - count + 1, last), driver="evr", check_finite=False)
+    return values, torch.from_numpy(top).flip(1)
 
 
 def _spectrum(squares: Tensor, scale: float) -> Spectrum:

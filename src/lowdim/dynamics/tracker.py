@@ -110,6 +110,9 @@ class SharpnessTracker:
         How many eigenvalues.
     tol : float
         Stop when one more product adds no more than this, relatively.
+    ratio_tol : float
+        Stop as well when it adds no more than this part of the threshold: far below the edge of stability
+        digits of the sharpness say little. 0 by default.
     operator : {"hessian", "ggn"}
         The Hessian, or the Gauss-Newton matrix.
     steps : int
@@ -159,6 +162,7 @@ class SharpnessTracker:
         select: Select = None,
         count: int = 1,
         tol: float = 1e-3,
+        ratio_tol: float = 0.0,
         operator: Kind = "hessian",
         method: Method = "auto",
         mode: Mode = "eval",
@@ -172,7 +176,7 @@ class SharpnessTracker:
     ) -> None:
         if operator not in get_args(Kind):
             raise DataError(f"sharpness: operator={operator!r}, expected 'hessian' or 'ggn'.")
-        _check(count=count, tol=tol, steps=steps, cold_every=cold_every)
+        _check(count=count, tol=tol, steps=steps, cold_every=cold_every, ratio_tol=ratio_tol)
         if operator == "ggn" and not isinstance(loss_fn, SplitLoss):
             raise DataError("sharpness: operator='ggn' needs loss_fn=SplitLoss(outputs, criterion).")
         if operator == "ggn" and batches is not None:
@@ -191,7 +195,7 @@ class SharpnessTracker:
         }
         self._operator, self._mode, self._raw, self._seed = operator, mode, raw, seed
         self._climb: dict[str, Any] = {"count": count, "steps": steps, "basis_size": basis_size}
-        self._tol = tol
+        self._tol, self._ratio_tol = tol, ratio_tol
         self._cold_every = cold_every
         self._looks, self._checked = 0, False
         self._last: dict[str, Tensor] = {} if start is None else {"scaled": start}
@@ -214,7 +218,8 @@ class SharpnessTracker:
         try:
             with self._opened() as curvature:
                 self._checked = True
-                top = self._look("scaled", _scaled(curvature, limit))
+                floor = 0.0 if limit is None else self._ratio_tol * limit.threshold
+                top = self._look("scaled", _scaled(curvature, limit), floor=floor)
                 raw = None
                 products = top.products
                 if self._raw and top.finite and limit is not None and limit.scale is not None:
@@ -266,13 +271,13 @@ class SharpnessTracker:
             with hessian(self._model, self._loss_fn, **self._open, **shared) as curvature:
                 yield curvature
 
-    def _look(self, name: str, curvature: Any) -> Top:
+    def _look(self, name: str, curvature: Any, *, floor: float = 0.0) -> Top:
         cold = self._looks > 0 and self._looks % self._cold_every == 0
         last = None if cold else self._last.get(name)
         start = _start(last, curvature, seed=curvature.layout.seed(self._seed + 7919 * self._looks))
         # A plateau is likelier on the way up from noise: a third of the tolerance halves the misses there.
-        tol = self._tol if last is not None else self._tol / 3
-        top = climb(curvature, start, tol=tol, **self._climb)
+        part = 1.0 if last is not None else 1 / 3
+        top = climb(curvature, start, tol=part * self._tol, floor=part * floor, **self._climb)
         if top.finite:
             self._last[name] = top.vectors
         return top
@@ -371,13 +376,15 @@ class _Scaled:
         self._decay = limit.decay
         self.layout, self.shape = curvature.layout, curvature.shape
         self.dtype, self.device = curvature.dtype, curvature.device
+        self._inner: Tensor | None = None
 
     def gradient(self) -> Tensor | None:
         known = self._curvature.gradient()
         return None if known is None else self._scale * known
 
     def __matmul__(self, vector: Tensor) -> Tensor:
-        inner = self._scale * vector
+        # Into the same memory each time: a new vector of a large network takes longer than the product.
+        inner = self._inner = torch.mul(vector, self._scale, out=self._inner)
         image = self._curvature @ inner
         image += inner.mul_(self._decay)
         image *= self._scale
@@ -395,14 +402,17 @@ def _start(last: Tensor | None, curvature: Any, *, seed: int) -> Tensor:
     size = curvature.shape[0]
     noise = gaussian((size,), seed=seed, dtype=curvature.dtype, device=curvature.device)
     if last is None:
-        return noise + _gradient(curvature)
+        return noise.add_(_gradient(curvature))
     last = last.detach().to(noise)
     last = last[:, None] if last.ndim == 1 else last
     if last.ndim != 2 or last.shape[0] != size:
         raise DataError(f"sharpness: start has shape {tuple(last.shape)}, expected ({size},) or ({size}, k).")
     # Under FSDP the length of the whole vector counts, not that of the shard.
     length = float(curvature.layout.total(torch.tensor(float(size), device=noise.device)))
-    return last.sum(1) + 0.02 * sqrt(last.shape[1] / length) * noise
+    noise *= 0.02 * sqrt(last.shape[1] / length)
+    for column in last.unbind(1):
+        noise += column
+    return noise
 
 
 def _gradient(curvature: Any) -> Tensor | float:
@@ -415,7 +425,7 @@ def _gradient(curvature: Any) -> Tensor | float:
     return known * (length / norm) if norm > 0 and isfinite(norm) else 0.0
 
 
-def _check(*, count: int, tol: float, steps: int, cold_every: int) -> None:
+def _check(*, count: int, tol: float, steps: int, cold_every: int, ratio_tol: float = 0.0) -> None:
     for name, value in (("count", count), ("steps", steps), ("cold_every", cold_every)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise DataError(f"sharpness: {name}={value!r}, expected an integer.")
@@ -423,6 +433,10 @@ def _check(*, count: int, tol: float, steps: int, cold_every: int) -> None:
         raise RankError(f"sharpness: count={count}, expected at least 1.")
     if not 0 < tol < inf:
         raise DataError(f"sharpness: tol={tol}, expected a positive relative increment such as 1e-3.")
+    if not 0 <= ratio_tol < inf:
+        raise DataError(
+            f"sharpness: ratio_tol={ratio_tol}, expected a part of the threshold such as 0.01, or 0."
+        )
     if steps < count + 1:
         raise DataError(
             f"sharpness: steps={steps}, expected at least {count + 1}: {count} values and one to compare."

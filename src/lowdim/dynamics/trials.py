@@ -50,6 +50,8 @@ class Trials:
         Learning rate of the optimizer, the largest of its groups.
     cost : float
         What was spent, in gradients of a whole batch.
+    full : bool
+        Whether there is one batch of all data.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class Trials:
         self.model, self.optimizer, self.share = model, optimizer, share
         self.lr = max(float(group["lr"]) for group in optimizer.param_groups)
         self.cost = 0.0
+        self.full = batches is None
         self._loss_fn, self._schedule, self._seed = loss_fn, schedule, seed
         self._ratios = [float(group["lr"]) / self.lr if self.lr else 1.0 for group in optimizer.param_groups]
         self._parts: list[Any] = []

@@ -229,7 +229,10 @@ def _numbers(page: Page, report: Mapping[str, Any]) -> None:
     )
 
 
-_REST = ("sharpness_raw", "lowest_curvature", "alternation", "period", "osc_rank", "hvps", "seconds")
+_REST = (
+    *("sharpness_raw", "sharpness_residual", "lowest_curvature", "alternation", "period", "osc_rank"),
+    *("hvps", "seconds"),
+)
 
 
 def _glossary(page: Page, report: Mapping[str, Any]) -> None:

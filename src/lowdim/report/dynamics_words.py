@@ -57,6 +57,12 @@ METRICS = {
         "Sharpness over threshold. 1 is the edge of stability; with full batches training often rises to it "
         "and hovers there. With minibatches it usually stays below.",
     ),
+    "sharpness_residual": Metric(
+        "Residual of the sharpness",
+        "as the sharpness",
+        "How exact the look is: some eigenvalue lies within it of the sharpness, which is no larger than the "
+        "true one.",
+    ),
     "lowest_curvature": Metric(
         "Lowest curvature",
         "as the sharpness",

@@ -47,7 +47,7 @@ def test_reports_all_metrics_as_floats():
     report = memory.reports[1][1]
     assert all(type(value) is float for value in report.values())
     names = {"sharpness", "sharpness_ratio", "threshold", "lowest_curvature", "alternation", "edge", "period"}
-    names |= {"osc_rank", "hvps", "seconds", "loss", "lr", "balance_gap/0-2"}
+    names |= {"sharpness_residual", "osc_rank", "hvps", "seconds", "loss", "lr", "balance_gap/0-2"}
     for layer in ("0.weight", "2.weight"):
         names |= {f"{kind}/{layer}" for kind in ("erank", "srank", "drift_deg")}
         names |= {f"{kind}_{of}/{layer}" for kind in ("erank", "srank") for of in ("grad", "update")}
