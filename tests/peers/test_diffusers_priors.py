@@ -184,6 +184,14 @@ def test_text_networks_take_the_embedding_of_a_prompt(z):
 def test_pipelines_are_taken_apart():
     pipeline = diffusers.LDMPipeline(autoencoder("VQModel"), unet(), ddim())
     assert LatentPrior.from_pipeline(pipeline).image_shape == (3, 16, 16)
+    with pytest.raises(DataError, match=r"has an autoencoder\. Use LatentPrior"):
+        PixelPrior.from_pipeline(pipeline)
+    of_images, network = diffusers.DDPMPipeline(unet(), ddim()), unet()
+    network.load_state_dict(of_images.unet.state_dict())
+    again, x = PixelPrior.from_pipeline(of_images), torch.ones(1, *PixelPrior(network, ddim()).shape)
+    assert torch.equal(again.eps(x, 100), PixelPrior(network, ddim()).eps(x, 100))
+    with pytest.raises(DataError, match="has no U-Net"):
+        PixelPrior.from_pipeline(object)
 
 
 def test_bfloat16_is_of_the_network_only(z):

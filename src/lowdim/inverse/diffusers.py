@@ -122,6 +122,34 @@ class PixelPrior(Prior):
         return cls(unet, scheduler, **options)
 
     @classmethod
+    def from_pipeline(cls, pipeline: Any, **options: Any) -> PixelPrior:
+        """Wrap the unet and the scheduler of a pipeline of images that is in memory.
+
+        Parameters
+        ----------
+        pipeline : DiffusionPipeline
+            Such as a DDPMPipeline.
+        **options
+            cond, size, precision, compile.
+
+        Returns
+        -------
+        PixelPrior
+
+        Raises
+        ------
+        DataError
+            If it has no unet, or an autoencoder, too.
+        """
+        unet, latent = getattr(pipeline, "unet", None), {"vae", "vqvae"} & set(vars(pipeline))
+        if unet is None or latent:
+            raise DataError(
+                f"PixelPrior: a {type(pipeline).__name__} has {'an autoencoder' if latent else 'no U-Net'}. "
+                f"Use {'LatentPrior.from_pipeline' if latent else 'a pipeline of images'}."
+            )
+        return cls(unet, pipeline.scheduler, **options)
+
+    @classmethod
     def from_folder(cls, path: str | os.PathLike[str], **options: Any) -> PixelPrior:
         """Read a pipeline of diffusers from a local folder, unet/ and scheduler/.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lowdim.errors import DataError
 from lowdim.inverse.consistency import adam, gauss_newton, prox, solver_for
+from lowdim.inverse.dcdp import Purify
 from lowdim.inverse.latent import LatentPrior
 from lowdim.inverse.latent_consistency import METHODS, LatentMethod, fit_latents
 from lowdim.inverse.latent_dps import ddim_step, next_abars
@@ -40,8 +41,9 @@ class LatentDCDP:
         First and last time of purification, as fractions of the network's T.
     schedule : str
         How times fall in between, see `purification_times`.
-    purify : {"tweedie", "ddim"}
-        One network call, or DDIM down to the clean latent.
+    purify : {"tweedie", "ddim"} or callable
+        One network call; DDIM down to the clean latent; or a consistency model ``f(z, sigma)`` of latents,
+        which maps ``z = z_0 + sigma n``, sigma (B,), to z_0.
     ddim_steps : int
         Network calls of the latter at most.
     consistency : {"pixel", "latent"}
@@ -93,7 +95,7 @@ class LatentDCDP:
         t0: float = 0.4,
         t_end: float = 0.0,
         schedule: str = "linear",
-        purify: Literal["tweedie", "ddim"] = "tweedie",
+        purify: Purify = "tweedie",
         ddim_steps: int = 20,
         consistency: Literal["pixel", "latent"] = "pixel",
         pixel_solver: Literal["auto", "prox", "adam", "gn"] = "auto",
@@ -104,8 +106,11 @@ class LatentDCDP:
         reencode: bool = True,
         final: bool = False,
     ) -> None:
+        if not callable(purify) and purify not in ("tweedie", "ddim"):
+            raise DataError(
+                f"LatentDCDP: purify={purify!r} is unknown. Use 'tweedie', 'ddim' or a function f(z, sigma)."
+            )
         for name, value, known in (
-            ("purify", purify, ("tweedie", "ddim")),
             ("consistency", consistency, ("pixel", "latent")),
             ("pixel_solver", pixel_solver, PIXEL_SOLVERS),
             ("latent_solver", latent_solver, METHODS),
@@ -126,6 +131,7 @@ class LatentDCDP:
         self.tau, self.max_iter, self.lr = tau, max_iter, lr
         self.reencode, self.final = reencode, final
         own = {name: value for name, value in vars(self).items() if name not in ("prior", "times")}
+        own["purify"] = purify if isinstance(purify, str) else "consistency"
         self.settings: dict[str, Any] = {
             "solver": "latent-dcdp",
             "steps": steps,
@@ -237,6 +243,10 @@ class LatentDCDP:
         """Return the clean latent of one at time `t`; latents are not clamped."""
         if self.purify == "tweedie":
             return self.prior.x0(z, t)
+        if callable(self.purify):
+            there = self.prior.abar(t, z)
+            self.prior.calls.add(len(z))
+            return self.purify(z / there.sqrt(), ((1 - there) / there).sqrt().flatten())
         times = ddim_times(t, self.ddim_steps)
         for time, abar in zip(times, next_abars(self.prior, times), strict=True):
             eps, z0 = self.prior.predict(z, time)

@@ -175,3 +175,19 @@ def test_options_of_latent_dcdp_out_of_range_are_named(option, prior):
     (name,) = option
     with pytest.raises(DataError, match=f"LatentDCDP: {name}="):
         LatentDCDP(prior, **option)
+
+
+def test_a_consistency_model_purifies_latents(images, prior):
+    y = measured(images)
+
+    def model(z, sigma):  # what the prior's denoiser does, in the other convention
+        abar = 1 / (1 + sigma**2).reshape(-1, 1, 1, 1)
+        t = int((prior.alphas_cumprod - abar.flatten()[0]).abs().argmin())
+        return prior.prior.x0(z * abar.sqrt(), t)
+
+    solver = LatentDCDP(prior, steps=4, purify=model)
+    found = solver(y, Pooling(2), sigma=SIGMA, seed=0)
+    usual = LatentDCDP(prior, steps=4)(y, Pooling(2), sigma=SIGMA, seed=0)
+    torch.testing.assert_close(found.image, usual.image, rtol=0, atol=1e-4)
+    assert found.network_calls == 4
+    assert solver.settings["purify"] == "consistency"

@@ -1,6 +1,7 @@
 """Many images by several solvers: run directories, resuming, files."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -108,6 +109,32 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, images, prior):
     third = Counted(chosen_solvers("dcdp", prior)["dcdp"])
     reconstruct(images[:7], output=tmp_path / "run", resume=True, **job(prior, solvers={"dcdp": third}))
     assert third.images == 0
+
+
+def test_200_images_are_done_once_however_often_the_run_is_killed(tmp_path, monkeypatch):
+    """Killed at random places, between two batches: no image is given to the solver a second time."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # thousands of them, and no power fails here
+
+    def same(y, operator, *, sigma, seed, callback):
+        nonlocal given
+        if given >= end:
+            raise KeyboardInterrupt
+        given += len(y)
+        return Reconstruction(y.clone(), torch.ones(len(y)), 0, torch.zeros(len(y)), 0.0)
+
+    x = torch.rand(200, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    prior = CallablePrior(lambda x, t: x, linear_alphas_cumprod())
+    work = {"operator": "denoise", "sigma": 0, "prior": prior, "solvers": {"same": same}, "batch": 8}
+    places = torch.randint(1, 200, (2,), generator=torch.Generator().manual_seed(2)).sort().values.tolist()
+    given, end = 0, 0
+    for kill, place in enumerate(places):
+        end = place
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(x, output=tmp_path / "run", resume=kill > 0, **work)
+    end = 1000
+    result = reconstruct(x, output=tmp_path / "run", resume=True, **work)
+    assert given == 200
+    assert all(map(torch.equal, result.images["same"], x))
 
 
 def test_other_settings_do_not_resume(tmp_path, images, prior):
