@@ -83,9 +83,9 @@ def half_fall(trial: Trial) -> Measurement:
 
 @claim(
     "staged.forgetting",
-    statement="With a quarter of the rollouts in the first stage the policy may forget what it could do: "
-    "largest fall below the running best of three runs with the guard (without it, and of all rollouts, in "
-    "the details)",
+    statement="With a quarter of the rollouts in the first stage a policy may forget what it could do; it "
+    "was seen once in preparation and is not here: largest fall below the running best of three runs with "
+    "the guard (without it, and of all rollouts, in the details)",
     source=OWN,
     setting=f"{TEXT.replace('1e-3', '5e-4')} 12 prompts of 8 rollouts, 2 in the first stage, 150 steps, all "
     f"with compaction; 3 seeds, looked at every {EVERY} steps.",
