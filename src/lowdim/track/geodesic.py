@@ -23,6 +23,7 @@ from lowdim.track.curve import Curve
 from lowdim.track.majorize import Fit, coefficients, descend
 from lowdim.track.observations import Masked, Observations, Sampled
 from lowdim.track.panel import SMALL, Clock, check_frames, check_rank, tensor_of, times_of
+from lowdim.track.posterior import average
 from lowdim.track.static import start_curve
 
 __all__ = ["GeodesicSubspace"]
@@ -60,8 +61,13 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         Number of starts (all but the first are random turns); the smallest loss is kept.
     accelerate : bool
         Extrapolate between iterations.
+    draws : int
+        Curves drawn from their distribution given the data, over which the fit is averaged; 0 for none. For
+        frames of which very little is seen, where the curve that explains the entries best explains noise,
+        too: with 90 % missing the error falls by a tenth. Takes ten sweeps a draw; 60 are enough. For real
+        frames with gaps.
     random_state : int, RandomState or None
-        For random starts.
+        For random starts and draws.
     device : str
         Where to compute, such as "cpu" or "cuda".
 
@@ -77,6 +83,9 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         Sum of squared errors on what was observed.
     spread_ : float or None
         With several starts: distance (mean squared sine) of the two best curves, averaged over the frames.
+    uncertainty_ : ndarray of shape (T,) or None
+        With draws: mean squared sine of the angles between fitted and drawn subspaces at every frame, which
+        is what the fit is expected to be off by.
     n_iter_ : int
     history_ : History
 
@@ -110,6 +119,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         ridge: float = 1e-6,
         n_init: int = 1,
         accelerate: bool = True,
+        draws: int = 0,
         random_state: Any = None,
         device: str = "cpu",
     ) -> None:
@@ -120,6 +130,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         self.ridge = ridge
         self.n_init = n_init
         self.accelerate = accelerate
+        self.draws = draws
         self.random_state = random_state
         self.device = device
 
@@ -244,7 +255,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
             f" (got 1 feature(s), n_features = {d})" if d == 1 else ""
         )
         check_rank(self.n_components, largest=d // 2, where=where, why=why)
-        for name, low in {"max_iter": 1, "n_init": 1, "ridge": 0, "tol": 0}.items():
+        for name, low in {"max_iter": 1, "n_init": 1, "ridge": 0, "tol": 0, "draws": 0}.items():
             if not getattr(self, name) >= low:
                 raise DataError(f"{where}: {name}={getattr(self, name)!r} must be at least {low}.")
         if self.init not in ("static", "svd", "random"):
@@ -284,7 +295,8 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         with few_threads(len(unit) * self.n_features_in_, small=SMALL):
             fits = self._starts(data, unit, callback)
         best = min(fits, key=lambda fit: fit.loss)
-        self._keep(best, unit)
+        self.uncertainty_: np.ndarray | None = None
+        self._keep(self._averaged(best, data, unit) if self.draws else best, unit)
         self.spread_ = None
         if len(fits) > 1:
             second = min((fit for fit in fits if fit is not best), key=lambda fit: fit.loss)
@@ -329,6 +341,22 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
                 )
             )
         return found
+
+    def _averaged(self, fit: Fit, data: Observations, t: Tensor) -> Fit:
+        """Return the geodesic in the middle of those that the data leave possible."""
+        if not isinstance(data, Masked) or data.y.is_complex():
+            raise DataError(
+                f"{type(self).__name__}: draws={self.draws} are for real frames with gaps. Use draws=0."
+            )
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with few_threads(len(t) * self.n_features_in_, small=SMALL):
+            middle = average(
+                data, t, fit.curve, draws=int(self.draws), source=torch.Generator().manual_seed(seed)
+            )
+        self.uncertainty_ = middle.spread.cpu().numpy()
+        g = coefficients(middle.curve, data, t, self.ridge * data.share().clamp_min(1e-12))
+        _, loss = data.complete(_frames(middle.curve, t, g))
+        return Fit(middle.curve, g, float(loss), fit.history)
 
     def _keep(self, fit: Fit, unit: Tensor) -> None:
         # The coefficients belong to the basis: the same order and signs.
@@ -477,6 +505,8 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
         arrays = {
             name: getattr(self, f"{name}_") for name in ("H", "Y", "theta", "coefficients", "unit_times")
         }
+        if self.uncertainty_ is not None:
+            arrays["uncertainty"] = self.uncertainty_
         facts = {
             "loss": self.loss_,
             "n_iter": self.n_iter_,
@@ -503,6 +533,7 @@ class GeodesicSubspace(TransformerMixin, BaseEstimator):
             If the folder holds no such model, or one of an unknown version.
         """
         model, arrays, facts = read_model(cls, directory)
+        model.uncertainty_ = None
         for name, array in arrays.items():
             setattr(model, f"{name}_", array)
         model.clock_ = Clock(*facts["clock"])

@@ -252,3 +252,52 @@ def test_what_is_risky_is_told():
     fast = np.cos(angle)[:, None] * np.eye(4)[0] + np.sin(angle)[:, None] * np.eye(4)[1]
     with pytest.warns(LowdimWarning, match=r"turns by more than 90 degrees between two neighboring"):
         GeodesicSubspace(1, n_init=10, random_state=0).fit(fast, t=angle)
+
+
+# ----- averages over draws ----------------------------------------------------------------------------
+
+
+def test_draws_of_frames_that_say_almost_everything_agree_with_the_fit():
+    curve, t, X = planted(5, d=12, k=1, frames=40, missing=0.3, noise=1e-3)
+    plain = GeodesicSubspace(1).fit(X, t=t.numpy())
+    model = GeodesicSubspace(1, draws=5, random_state=0).fit(X, t=t.numpy())
+    assert distance(model.basis(), Curve(plain.curve_.Q, plain.curve_.theta), t) < 1e-5
+    assert distance(model.basis(), curve, t) < 1e-5
+    assert model.uncertainty_.shape == (40,)
+    assert 0 < model.uncertainty_.max() < 1e-4
+    assert model.loss_ >= plain.loss_ * (1 - 1e-6)
+
+
+def test_an_average_over_draws_is_nearer_where_little_is_seen_and_knows_how_near():
+    errors, told = [], []
+    for seed in range(2):
+        curve, t, X = planted(seed, d=30, k=2, frames=60, missing=0.8)
+        plain = GeodesicSubspace(2, ridge=1e-2).fit(X, t=t.numpy())
+        model = GeodesicSubspace(2, ridge=1e-2, draws=6, random_state=0).fit(X, t=t.numpy())
+        errors.append((distance(model.basis(), curve, t), distance(plain.basis(), curve, t)))
+        told.append(model.uncertainty_.mean())
+    averaged, best = np.mean(errors, axis=0)
+    assert averaged < best
+    assert averaged / 2 < np.mean(told) < 2 * averaged
+
+
+def test_the_seed_decides_the_draws(tmp_path):
+    _, t, X = planted(6, d=12, k=1, frames=20, missing=0.5)
+    one, same, other = (
+        GeodesicSubspace(1, ridge=1e-2, draws=1, random_state=seed).fit(X, t=t.numpy()).theta_
+        for seed in (0, 0, 1)
+    )
+    assert one == same
+    assert one != other
+    model = GeodesicSubspace(1, ridge=1e-2, draws=1, random_state=0).fit(X, t=t.numpy())
+    model.save(tmp_path / "model")
+    loaded = GeodesicSubspace.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.uncertainty_, model.uncertainty_)
+
+
+def test_draws_are_for_real_frames_with_gaps():
+    _, t, X = planted(7, d=8, k=1, frames=10, dtype=torch.complex128)
+    with pytest.raises(DataError, match="draws=3 are for real frames"):
+        GeodesicSubspace(1, draws=3).fit(X, t=t.numpy())
+    with pytest.raises(DataError, match="draws=-1 must be at least 0"):
+        GeodesicSubspace(1, draws=-1).fit(X.real, t=t.numpy())
