@@ -270,15 +270,15 @@ def test_draws_of_frames_that_say_almost_everything_agree_with_the_fit():
 
 def test_an_average_over_draws_is_nearer_where_little_is_seen_and_knows_how_near():
     errors, told = [], []
-    for seed in range(2):
-        curve, t, X = planted(seed, d=30, k=2, frames=60, missing=0.8)
-        plain = GeodesicSubspace(2, ridge=1e-2).fit(X, t=t.numpy())
-        model = GeodesicSubspace(2, ridge=1e-2, draws=6, random_state=0).fit(X, t=t.numpy())
+    for seed in range(4):
+        curve, t, X = planted(seed, d=20, k=1, frames=50, missing=0.85)
+        plain = GeodesicSubspace(1, ridge=1e-2).fit(X, t=t.numpy())
+        model = GeodesicSubspace(1, ridge=1e-2, draws=5, random_state=0).fit(X, t=t.numpy())
         errors.append((distance(model.basis(), curve, t), distance(plain.basis(), curve, t)))
         told.append(model.uncertainty_.mean())
     averaged, best = np.mean(errors, axis=0)
-    assert averaged < best
-    assert averaged / 2 < np.mean(told) < 2 * averaged
+    assert averaged < 0.9 * best
+    assert averaged / 3 < np.mean(told) < 3 * averaged
 
 
 def test_the_seed_decides_the_draws(tmp_path):
