@@ -313,8 +313,8 @@ def _right(trial: Trial, name: str, *, whole: bool = True) -> Measurement:
 
 
 ALARM = (
-    "The alarm (alternation of order 2, four scores in a row above 0.7; chosen on seed 0) tells without a "
-    "Hessian"
+    "The alarm (alternation of order 2, four scores in a row above 0.7 and the weighted mean of 24 above "
+    "0.85; chosen on seed 0) tells without a Hessian"
     " whether and within 100 steps when the sharpness crosses its threshold: share of trainings"
 )
 

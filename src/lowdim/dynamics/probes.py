@@ -158,8 +158,11 @@ class OscillationProbe:
                 self._seen += 1
         if len(states) >= 4:
             new = alternation(states, order=2, still=still)[-len(fresh) :].tolist()
-            for step, score in zip(range(self._step - len(new) + 1, self._step + 1), new, strict=True):
-                rings = self.detector.update(score)
+            sizes = states.diff(n=2, dim=0).norm(dim=1)
+            weights = (sizes[1:] * sizes[:-1])[-len(new) :].tolist()
+            steps = range(self._step - len(new) + 1, self._step + 1)
+            for step, score, weight in zip(steps, new, weights, strict=True):
+                rings = self.detector.update(score, weight=weight)
                 self._edge |= rings
                 if rings and self.crossed_at is None:
                     self.crossed_at = step

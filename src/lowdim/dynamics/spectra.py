@@ -21,6 +21,9 @@ LIMIT = 1024
 PIECE = 1 << 22
 """Entries that are brought to float64 at a time."""
 
+BLOCK = 80
+"""Rows of a Gram matrix at a time at least: what lies below its diagonal need not be computed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -174,13 +177,13 @@ def spectrum(
     if short > limit:
         return _leading(matrix, count, vectors, start)
     double = _double(matrix)
-    # Scaled, no square can overflow or vanish.
-    scale = max(abs(least), abs(most)) or 1.0
+    # Scaled, no square can overflow or vanish; those of numbers of a lower precision cannot anyway.
+    scale = (max(abs(least), abs(most)) or 1.0) if double == matrix.dtype else 1.0
     gram = torch.zeros(short, short, dtype=double, device=matrix.device)
     pieces = wide.split(max(1, PIECE // short), dim=1)
     for piece in pieces:
-        scaled = piece.to(double, copy=True).div_(scale)
-        gram.addmm_(scaled, scaled.mT)
+        scaled = piece.to(double) if scale == 1 else piece / scale
+        _add_gram(gram, scaled)
     if not vectors:
         values = torch.linalg.eigvalsh(gram).flip(0)
         return _spectrum(values, scale)
@@ -191,6 +194,15 @@ def spectrum(
     far = torch.linalg.qr(images)[0]
     left, right = (near, far) if wide is matrix else (far, near)
     return Spectrum(found.values, found.energy, True, left, right)
+
+
+def _add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Add ``rows rows^T`` to a Gram matrix; what lies below blocks on its diagonal is not computed twice."""
+    block = max(BLOCK, -(-len(rows) // 8))
+    for a in range(0, len(rows), block):
+        b = a + block
+        gram[a:b, a:].addmm_(rows[a:b], rows[a:].mT)
+        gram[b:, a:b] = gram[a:b, b:].mT
 
 
 def _eigenpairs(gram: Tensor, count: int) -> tuple[Tensor, Tensor]:

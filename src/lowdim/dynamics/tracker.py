@@ -374,6 +374,7 @@ class _Scaled:
         self._curvature = curvature
         self._scale = 1.0 if limit.scale is None else limit.scale
         self._decay = limit.decay
+        self._plain = isinstance(limit.decay, float) and limit.decay == 0
         self.layout, self.shape = curvature.layout, curvature.shape
         self.dtype, self.device = curvature.dtype, curvature.device
         self._inner: Tensor | None = None
@@ -386,7 +387,8 @@ class _Scaled:
         # Into the same memory each time: a new vector of a large network takes longer than the product.
         inner = self._inner = torch.mul(vector, self._scale, out=self._inner)
         image = self._curvature @ inner
-        image += inner.mul_(self._decay)
+        if not self._plain:
+            image += inner.mul_(self._decay)
         image *= self._scale
         return image
 

@@ -91,7 +91,7 @@ def test_alternation_tells_the_edge_without_a_hessian(lr, edge):
 
 
 def test_the_detector_is_that_of_the_user():
-    monitor, _ = watched(probes="oscillation", detector=EdgeDetector(window=4, threshold=-0.99))
+    monitor, _ = watched(probes="oscillation", detector=EdgeDetector(window=4, threshold=-0.99, level=-0.99))
     assert monitor.crossed_at is None or monitor.crossed_at > 5
 
 

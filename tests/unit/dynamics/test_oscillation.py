@@ -114,6 +114,31 @@ def test_detector_needs_a_full_window():
     assert detector.crossed_at == 3  # the first time
 
 
+def test_a_few_flips_among_other_scores_do_not_ring():
+    # As kinks of ReLU give them: five flips in a row, and as much that goes another way.
+    kinks = ([1.0] * 5 + [-0.5] * 5) * 10
+    detector = EdgeDetector()
+    assert not any(detector.update(score) for score in kinks[5:])
+    without = EdgeDetector(memory=4)
+    assert any(without.update(score) for score in kinks[5:])
+
+
+def test_what_grows_is_heard_before_the_memory_is_full_of_it():
+    detector, steady = EdgeDetector(), EdgeDetector()
+    for _ in range(24):
+        detector.update(-1.0)
+        steady.update(-1.0)
+    rings = [detector.update(1.0, weight=4.0**t) for t in range(8)]
+    assert rings == [False] * 4 + [True] * 4
+    assert [steady.update(1.0) for _ in range(24)].index(True) == 22  # 23 of 24: 0.92
+
+
+@pytest.mark.parametrize("options", [{"memory": 3}, {"memory": True}, {"level": 1.0}, {"level": -1.0}])
+def test_detector_refuses_a_mean_of_nothing(options):
+    with pytest.raises(DataError, match=next(iter(options))):
+        EdgeDetector(**options)
+
+
 def heavy_ball(h, *, steps=400, momentum=0.9):
     """Train a quadratic of two directions at lr 1: one flat and long, one of curvature h and short."""
     x, v = torch.tensor([1e3, 1e-9], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lowdim.dynamics import recommend_rate
+from lowdim.dynamics.rate import _Ladder
 from lowdim.dynamics.trials import Trials
 from lowdim.errors import DataError
 
@@ -248,3 +249,41 @@ def test_a_loss_that_nothing_lowers_is_told():
             optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
             steps=1_000,
         )
+
+
+class Curve:
+    """Trials whose loss is known: 1 + slope lr + bend lr^2."""
+
+    share, full = 0.25, False
+
+    def __init__(self, slope, bend, *, full=False):
+        self.slope, self.bend, self.full, self.cost = slope, bend, full, 0.0
+
+    def start(self, *, steps):
+        return 1.0
+
+    def run(self, lr, *, steps):
+        self.cost += 1
+        return 1.0 + self.slope * lr + self.bend * lr**2
+
+
+@pytest.mark.parametrize("begin", [1e-6, 1e-3, 1.0])
+def test_a_rise_in_proportion_to_the_rate_is_that_of_the_samples(begin):
+    # The parts are equal at a rate of 1e-3. The last one whose rise over half of it is nearer to the first
+    # power, 2 ** 1.75, is below three times that.
+    ladder = _Ladder(Curve(1.0, 1e3), callback=None)
+    found = ladder.search(begin, factor=2.0, steps=4, until=40, pull=1.0)
+    assert 1e-3 < found < 5e-3
+    assert ladder.advised(4, pull=1.0, of=16) == pytest.approx(found / 2)
+
+
+def test_full_batches_have_no_samples_to_blame():
+    ladder = _Ladder(Curve(1.0, 1e3, full=True), callback=None)
+    ladder.search(1e-3, factor=2.0, steps=4, until=12, pull=0.0)
+    with pytest.raises(DataError, match="no trial of 4 steps lowered"):
+        ladder.advised(4, pull=0.0, of=16)
+
+
+def test_a_decrease_is_taken_before_a_harmless_rate():
+    ladder = _Ladder(Curve(-1.0, 1e3), callback=None)
+    assert ladder.search(1.0, factor=2.0, steps=4, until=40) == pytest.approx(5e-4, rel=0.3)

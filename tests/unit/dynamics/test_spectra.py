@@ -14,7 +14,7 @@ def matrix(m, n, *, seed=0, dtype=torch.float32):
     return torch.randn(m, n, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (30, 70), (70, 30)])
+@pytest.mark.parametrize("shape", [(40, 40), (30, 70), (70, 30), (230, 250), (170, 100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("vectors", [False, True])
 def test_values_are_those_of_the_decomposition(shape, dtype, vectors):

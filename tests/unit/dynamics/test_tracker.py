@@ -171,6 +171,23 @@ def test_adam_is_measured_in_its_own_metric_and_raw():
         assert found.value == pytest.approx(sharpness(Scaled(), tol=1e-6).value, rel=1e-3)
 
 
+def test_far_below_the_edge_fewer_products_are_enough():
+    model = perceptron()
+    loss = squared(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)  # a threshold of 2000
+    exact = SharpnessTracker(model, loss, optimizer=optimizer, tol=1e-6).measure()
+    rough = SharpnessTracker(model, loss, optimizer=optimizer, tol=1e-6, ratio_tol=0.01).measure()
+    assert exact.ratio < 0.01
+    assert rough.products == 2  # the second one can add no more
+    assert rough.converged
+    assert abs(rough.ratio - exact.ratio) < 0.01
+    assert rough.residual > exact.residual
+    near = torch.optim.SGD(model.parameters(), lr=2 / exact.value)
+    look = SharpnessTracker(model, loss, optimizer=near, tol=1e-6, ratio_tol=0.01).measure()
+    assert look.ratio == pytest.approx(1, abs=0.02)
+    assert rough.products < look.products < exact.products
+
+
 def test_only_parameters_of_the_optimizer_are_looked_at():
     model = perceptron()
     optimizer = torch.optim.SGD(model[4].parameters(), lr=0.1)
