@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -47,7 +48,7 @@ class Grid:
         """Number of places, n1 n2 ... nd."""
         return prod(self.shape)
 
-    @property
+    @cached_property
     def cut(self) -> int:
         """Number of leading modes that make the rows when a sample is laid out as an almost square matrix."""
         sides = [max(prod(self.shape[:k]), prod(self.shape[k:])) for k in range(1, len(self.shape))]

@@ -29,9 +29,10 @@ class TensorRegressor(RegressorMixin, TensorModel):
     ``s_i`` are the sample weights, scaled to sum 1. The penalty is ``||W||^2``; for CP forms of three and
     more modes ``sum_r ||w1_r o ... o wd_r||^2``, which keeps terms from growing against one another.
 
-    With three and more modes (and with ``alpha=0``) the factors are relaxed in turn, each by exact least
-    squares ([1]_ section 3.2). Matrices, of which both forms are the same, are found by Gauss-Newton steps
-    on the tangent space of the matrices of their rank (after [2]_), which needs fewer sweeps.
+    All factors move at once, by Gauss-Newton steps on the tangent space of the tensors of their rank (after
+    [2]_), with curvature near the end where the coefficients are a matrix; a step that does not help is
+    replaced by factors relaxed in turn, each by exact least squares ([1]_ section 3.2), as all are with
+    ``alpha=0``.
 
     Parameters
     ----------

@@ -100,6 +100,25 @@ class Samples:
         piece = piece.detach().to(self.device, self.dtype).reshape(len(piece), -1)
         return self.grid.spread(piece)
 
+    def seen(self, weights: Tensor, *, center: bool = True) -> tuple[Samples, Tensor]:
+        """Return the samples whose weight is not zero, centered by these weights, and their numbers.
+
+        Parameters
+        ----------
+        weights : Tensor of shape (N,)
+            Non-negative, with sum 1.
+        center : bool
+            Whether their mean is taken off.
+
+        Returns
+        -------
+        samples : Samples
+        rows : Tensor of int
+        """
+        rows = weights.nonzero().flatten()
+        held = self._X[rows if isinstance(self._X, Tensor) else rows.cpu().numpy()]
+        return Samples(held, self.grid, weights[rows], center=center, device=self.device), rows
+
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and the samples of these rows, (m, size), less the mean."""
         if self._whole is not None:

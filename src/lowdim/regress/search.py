@@ -112,8 +112,9 @@ def _scores(samples: Samples, fits: Sequence[Fit], K: int) -> Tensor:
 class TensorRegressorCV(_Search, TensorRegressor):
     """`TensorRegressor` with rank and alpha chosen by cross-validation.
 
-    Fits over folds, penalties, targets and starts are swept together: one read of X serves them all (of a
-    memory map those of all ranks), and fits that have come to rest leave the batch. The candidate with the
+    Fits over penalties, targets and starts are swept together, with one read of the samples that they train
+    on; of a memory map one read serves those of all folds and ranks. Fits that have come to rest leave the
+    batch. The candidate with the
     smallest mean squared error on held-out samples is fitted again to all samples.
 
     Parameters
@@ -218,18 +219,32 @@ class TensorRegressorCV(_Search, TensorRegressor):
         pairs = list(itertools.product(range(len(ranks)), alphas))
         C = len(pairs)
         alpha = torch.tensor([a for _, a in pairs], dtype=torch.float64, device=samples.device)
-        fits = fit_squared(
-            samples,
-            seen.repeat_interleave(T, 0).repeat(C, 1),
-            targets.repeat(C * F, 1),
-            alpha.repeat_interleave(F * T),
-            [ranks[r] for r, _ in pairs for _ in range(F * T)],
-            center=self.fit_intercept,
-            n_init=self.n_init,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            random=check_random_state(self.random_state),
-        )
+
+        def fitted(own: Samples, weights: Tensor, targets: Tensor) -> list[Fit]:
+            """Return the fits of all candidates for some folds, (C, folds, T)."""
+            folds = len(weights)
+            return fit_squared(
+                own,
+                weights.repeat_interleave(T, 0).repeat(C, 1),
+                targets.repeat(C * folds, 1),
+                alpha.repeat_interleave(folds * T),
+                [ranks[r] for r, _ in pairs for _ in range(folds * T)],
+                center=self.fit_intercept,
+                n_init=self.n_init,
+                tol=self.tol,
+                max_iter=self.max_iter,
+                random=check_random_state(self.random_state),
+            )
+
+        if samples.streamed:
+            fits = fitted(samples, seen, targets)
+        else:
+            # In memory reading is cheap: it pays more that no fit computes with samples that it does not see.
+            each = []
+            for train in seen:
+                own, rows = samples.seen(train, center=self.fit_intercept)
+                each.append(fitted(own, train[rows].unsqueeze(0), targets[:, rows]))
+            fits = [each[f][c * T + t] for c in range(C) for f in range(F) for t in range(T)]
         scores = _scores(samples, fits, 1)[..., 0].reshape(-1, C, F, T)
         wrong = (scores - targets.T[:, None, None]).square()
         loss = torch.einsum("fn,ncft->cft", hidden, wrong)
