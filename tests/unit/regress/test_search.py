@@ -76,10 +76,11 @@ def test_one_read_of_x_serves_all_fits(monkeypatch, tmp_path):
     monkeypatch.setattr(Samples, "contract", counted)
     TensorRegressorCV((1, 2), alphas=ALPHAS, cv=5).fit(held, y)
     assert max(reads) == 2 * 2 * 5  # of a memory map for both ranks, too
+    slowest = len(reads)
     reads.clear()
     TensorRegressorCV((1, 2), alphas=ALPHAS, cv=5).fit(X, y)
     assert max(reads) == 2  # in memory those of a fold share it, without the samples that they do not see
-    slowest = len(reads)
+    held_reads = len(reads)
     reads.clear()
     for rank in (1, 2):
         for alpha in ALPHAS:
@@ -87,6 +88,7 @@ def test_one_read_of_x_serves_all_fits(monkeypatch, tmp_path):
                 seen = np.arange(60) % 5 != fold
                 TensorRegressor(rank, alpha=alpha).fit(X[seen], y[seen])
     assert slowest < len(reads) / 3
+    assert held_reads < 0.7 * len(reads)
 
 
 def test_sample_weights_weigh_fits_and_judgement():
