@@ -17,6 +17,10 @@ from lowdim.errors import DataError, LowdimWarning
 __all__ = ["Moments", "evaluation_mode", "execution_groups", "second_moments"]
 
 
+# Most tokens that are multiplied at once, and least width of a strip of their product.
+_GATHERED, _STRIP = 2048, 128
+
+
 @dataclass(frozen=True)
 class Moments:
     """Second moments of layer inputs; layers that read the same input share one matrix.
@@ -235,21 +239,59 @@ class _SharingChangedError(Exception):
     """Raised inside a pass when layers stop reading the same input."""
 
 
-@dataclass
 class _Sum:
-    """Running sums of one input."""
+    """Running sums of one input, in float64.
 
-    H: Tensor
-    C: Tensor | None = None
-    count: int = 0
+    Tokens are gathered before they are multiplied (as many as half of the n inputs, so that they take a
+    quarter of the sum's memory): batches of short texts have too few for a fast product, and to add n^2
+    numbers in float64 would take as long. Only what is on and right of the diagonal is computed.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.H = torch.zeros(width, width, dtype=torch.float64)
+        self.C: Tensor | None = None
+        self.count = 0
+        self._capacity = min(max(width // 2, 1), _GATHERED)
+        self._waiting = 0
+        self._x: Tensor | None = None
+        self._z: Tensor | None = None
 
     def add(self, x: Tensor, z: Tensor | None) -> None:
         """Add tokens x (N, n) and, if given, the original's z (N, n)."""
-        self.H += (x.T @ x).to(self.H)
-        if z is not None:
-            self.C = torch.zeros_like(self.H) if self.C is None else self.C
-            self.C += (z.T @ x).to(self.C)
+        if self._x is None:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            self._x = x.new_empty(self._capacity, x.shape[1], dtype=dtype)
+            self._z = None if z is None else torch.empty_like(self._x)
         self.count += len(x)
+        while len(x):
+            room = slice(self._waiting, self._waiting + len(x))
+            taken = len(self._x[room])
+            self._x[room] = x[:taken]
+            if self._z is not None and z is not None:
+                self._z[room], z = z[:taken], z[taken:]
+            x, self._waiting = x[taken:], self._waiting + taken
+            if self._waiting == self._capacity:
+                self._multiply()
+
+    def close(self) -> None:
+        """Add what is waiting, and complete the matrix to the left of its diagonal."""
+        self._multiply()
+        self._x = self._z = None
+        above = self.H.triu(1)
+        self.H.triu_().add_(above.T)
+
+    def _multiply(self) -> None:
+        if self._x is None or not self._waiting:
+            return
+        x = self._x[: self._waiting]
+        strip = max(x.shape[1] // 8, _STRIP)
+        for start in range(0, x.shape[1], strip):
+            part = x[:, start : start + strip].T @ x[:, start:]
+            self.H[start : start + strip, start:] += part.to(self.H)
+        if self._z is not None:
+            self.C = torch.zeros_like(self.H) if self.C is None else self.C
+            self.C += (self._z[: self._waiting].T @ x).to(self.C)
+        self._waiting = 0
 
 
 def _passes(
@@ -266,7 +308,7 @@ def _passes(
     chunks: list[list[tuple[str, ...]]] = [[]]
     used = 0
     for group in groups:
-        need = 8 * width[group[0]] ** 2 * (1 if original is None else 2)
+        need = 10 * width[group[0]] ** 2 * (1 if original is None else 2)
         if chunks[-1] and max_bytes is not None and used + need > max_bytes:
             chunks.append([])
             used = 0
@@ -274,11 +316,13 @@ def _passes(
         used += need
     sums: dict[str, _Sum] = {}
     for number, chunk in enumerate(chunks):
-        running = {g[0]: _Sum(torch.zeros(width[g[0]], width[g[0]], dtype=torch.float64)) for g in chunk}
+        running = {group[0]: _Sum(width[group[0]]) for group in chunk}
         for done, batch in enumerate(batches, start=1):
             _add_batch(model, batch, chunk, running, original)
             if progress is not None:
                 progress(number * len(batches) + done, len(chunks) * len(batches))
+        for total in running.values():
+            total.close()
         sums |= running
     return sums
 

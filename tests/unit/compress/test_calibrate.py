@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lowdim.compress import calibrate
 from lowdim.compress.calibrate import execution_groups, second_moments
 from lowdim.errors import DataError, LowdimWarning
 
@@ -211,3 +212,18 @@ def test_bad_input_is_named():
     moments = second_moments(Skips(), [torch.ones(4, 2)], ["used"])
     with pytest.raises(DataError, match="'idle' was not calibrated"):
         moments.of("idle")
+
+
+@pytest.mark.parametrize("capacity", [1, 7, 1000])
+def test_tokens_are_gathered_without_a_trace(capacity, monkeypatch):
+    monkeypatch.setattr(calibrate, "_GATHERED", capacity)
+    monkeypatch.setattr(calibrate, "_STRIP", 16)
+    generator = torch.Generator().manual_seed(0)
+    x, z = (torch.randn(90, 300, generator=generator, dtype=torch.float64) for _ in range(2))
+    total = calibrate._Sum(300)
+    for start, stop in ((0, 1), (1, 1), (1, 60), (60, 90)):
+        total.add(x[start:stop], z[start:stop])
+    total.close()
+    torch.testing.assert_close(total.H, x.T @ x)
+    torch.testing.assert_close(total.C, z.T @ x)
+    assert total.count == 90
