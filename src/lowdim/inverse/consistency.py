@@ -29,6 +29,11 @@ _BLOWN_UP = 100.0
 """A mean squared residual so many times the first (10 times in the norm) means that a step is too long."""
 
 
+_SMALL = 1e-3
+"""Share of an image's first gradient below which Adam takes shorter steps: its whole ones would follow
+rounding where a pixel has hardly any gradient, and rounding depends on the batch."""
+
+
 class Consistent(NamedTuple):
     """Images and the steps they took.
 
@@ -255,15 +260,18 @@ def adam(
         If the residual grows tenfold.
     """
     first, second, count = torch.zeros_like(x), torch.zeros_like(x), 0
+    floor = torch.zeros(())
 
     def advance(x: Tensor, active: Tensor) -> Tensor:
-        nonlocal first, second, count
+        nonlocal first, second, count, floor
         count += 1
         gradient = _gradient(problem, x, check=count == 1)
+        if count == 1:
+            floor = _spread(_SMALL * gradient.square().flatten(1).mean(1).sqrt() + 1e-8, x)
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient.square()
         size = (second / (1 - 0.999**count)).sqrt()
-        return torch.where(active, x - lr * (first / (1 - 0.9**count)) / (size + 1e-8), x)
+        return torch.where(active, x - lr * (first / (1 - 0.9**count)) / (size + floor), x)
 
     remedy = f"Adam's lr={lr:g} is too large for this operator. Lower it, or use solver='gn'."
     return _descend(problem, x, advance, max_iter=max_iter, tau=tau, remedy=remedy)

@@ -125,3 +125,14 @@ def test_unmet_data_are_warned_of():
     problem = Problem.of(torch.ones(2, 1, 4, 4), Inpainting(torch.ones(4, 4)), sigma=0.1)
     with pytest.warns(LowdimWarning, match="1 of 2 images do not meet their data"):
         warn_unmet(problem, torch.tensor([1.0, 50.0]))
+
+
+def test_adam_does_not_follow_rounding_where_there_is_no_gradient():
+    """A pixel that fits but for rounding, beside others that do not: its step is as small as its gradient."""
+    x = torch.zeros(2, 1, 2, 2)
+    y = torch.ones(2, 1, 2, 2)
+    y[:, 0, 0, 0] = torch.tensor([1e-7, -1e-7])
+    problem = Problem.of(y, Inpainting(torch.ones(2, 2)), sigma=0.1)
+    found = adam(problem, x, max_iter=1, lr=0.02).x
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[:, 0, 1, 1], torch.full((2,), 0.02), atol=1e-4, rtol=0)
