@@ -321,15 +321,10 @@ class _Difference:
     def __call__(self, vector: Tensor) -> Tensor:
         held = [local(tensor.data) for tensor in self._parameters.tensors]
         before = [tensor.clone() for tensor in held]
-        point = self._parameters.flat(held)
-        squares = self._layout.total(
-            torch.stack([point.double().square().sum(), vector.double().square().sum()])
-        )
-        length, norm = (float(value) ** 0.5 for value in squares)
-        if norm == 0:
-            return torch.zeros_like(vector)
-        step = 1e-3 * (1 + length) / norm
         directions = self._parameters.split(vector)
+        step = self._step(before, directions)
+        if step == 0:
+            return torch.zeros_like(vector)
         try:
             sides = []
             for sign in (1, -1):
@@ -340,6 +335,20 @@ class _Difference:
             for tensor, origin in zip(held, before, strict=True):
                 tensor.copy_(origin)
         return (sides[0] - sides[1]) / (2 * step)
+
+    def _step(self, weights: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
+        """Return the step that moves the tensors by a thousandth of their sizes; 0 for a zero direction.
+
+        Each is measured by its own size, and one near zero by a third of what is usual: embeddings may be
+        a hundred times as large as the layers that they feed, which a step of their size carries too far.
+        """
+        parts = [part.double().square().sum() for part in (*weights, *directions)]
+        sizes, moves = self._layout.total(torch.stack(parts)).cpu().tensor_split(2)
+        counts = torch.tensor([tensor.numel() for tensor in self._parameters.tensors], dtype=torch.float64)
+        squares = (sizes / counts)[sizes > 0]  # the mean square of a weight, by tensors
+        usual = squares.median() if len(squares) else 1 / counts.sum()
+        relative = (moves / (sizes + 0.1 * usual * counts)).sum()
+        return float(1e-3 / relative.sqrt()) if relative > 0 else 0.0
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -65,6 +65,26 @@ def test_differences_are_exact_to_three_digits():
     assert float((got - want).norm() / want.norm()) < 1e-3
 
 
+def test_a_large_table_does_not_lengthen_the_step_of_small_layers():
+    torch.manual_seed(0)
+    table, layer = nn.Embedding(500, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = nn.Sequential(table, nn.LayerNorm(8), layer)
+    with torch.no_grad():
+        table.weight.mul_(100)
+    x, y = torch.arange(20), torch.arange(20) % 3
+
+    def loss():
+        return nn.functional.cross_entropy(model(x), y)
+
+    def top(method):
+        with hessian(model, loss, method=method) as H:
+            v = torch.zeros(H.shape[0]).index_fill_(0, torch.arange(H.shape[0] - 115, H.shape[0]), 1.0)
+            return H @ (v / v.norm())
+
+    want = top("reuse")
+    assert float((top("difference") - want).norm() / want.norm()) < 3e-3
+
+
 def test_parts_of_a_batch_are_weighted_by_their_length():
     model = network()
     x, y = data()
