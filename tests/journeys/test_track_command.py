@@ -130,6 +130,10 @@ def test_every_option_counts(file, done):
     for words in (("--ridge", 0.1), ("--seed", 7)):
         assert report("-k", 1, *words)["comparison"]["table"] != plain["comparison"]["table"]
     assert report("-k", 1, "--starts", 2)["settings"]["n_init"] == 2
+    one, drawn = (report("-k", 1, "--model", "geodesic", "--draws", n) for n in (0, 5))
+    assert drawn["settings"]["draws"] == 5
+    assert drawn["turned"] != one["turned"]
+    assert "none were taken" in report("-k", 1, "--model", "static", "--draws", 5)["notes"][0]
 
 
 def test_automatic_components_and_images(tmp_path):
@@ -161,6 +165,7 @@ def test_automatic_components_and_images(tmp_path):
         (("--held-out", "0", *SENSORS), "held_out=0 must be between 0 and 1"),
         (("--ridge", "-1", *SENSORS), "ridge=-1 must be a positive number"),
         (("--starts", "0", *SENSORS), "n_init=0 starts are too few"),
+        (("--draws", "-1", *SENSORS), "draws=-1 must not be negative"),
         (("--model", "magic"), "Invalid value for '--model'"),
         (("--resume", "--restart", *SENSORS), "Give only one"),
     ],
@@ -256,6 +261,6 @@ def test_help_tells_every_option():
     shown = call("--help").stdout
     for option in (
         *("--output", "--time", "--column", "--components", "--model", "--held-out", "--ridge", "--starts"),
-        *("--seed", "--resume", "--restart", "--json"),
+        *("--draws", "--seed", "--resume", "--restart", "--json"),
     ):
         assert option in shown

@@ -94,6 +94,14 @@ RidgeOption = Annotated[
 StartsOption = Annotated[
     int, typer.Option("--starts", help="Starts of the geodesic; the best is kept.", rich_help_panel=WORK)
 ]
+DrawsOption = Annotated[
+    int,
+    typer.Option(
+        "--draws",
+        help="Average so many curves drawn given the data; 60 where few entries were seen.",
+        rich_help_panel=WORK,
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="For everything random.", rich_help_panel=RUN)]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in OUT.", rich_help_panel=RUN)
@@ -117,6 +125,7 @@ def register(app: typer.Typer) -> None:
         held_out: HeldOutOption = 0.1,
         ridge: RidgeOption = 1e-6,
         starts: StartsOption = 1,
+        draws: DrawsOption = 0,
         seed: SeedOption = 0,
         resume: ResumeOption = False,
         restart: RestartOption = False,
@@ -141,6 +150,7 @@ def register(app: typer.Typer) -> None:
                 held_out=held_out,
                 ridge=ridge,
                 n_init=starts,
+                draws=draws,
                 seed=seed,
                 progress=progress,
                 output=output,

@@ -16,6 +16,7 @@ SETTINGS = {
     "held_out": "Fraction hidden for the comparison",
     "ridge": "Ridge",
     "n_init": "Starts",
+    "draws": "Draws",
     "n_components": "Components asked for",
     "model": "Model asked for",
 }

@@ -67,6 +67,7 @@ def follow(
     n_components: int,
     ridge: float = 1e-6,
     n_init: int = 1,
+    draws: int = 0,
     seed: int = 0,
 ) -> Followed:
     """Fit a model and fill in the frames.
@@ -84,6 +85,8 @@ def follow(
     ridge : float
     n_init : int
         Starts of the geodesics.
+    draws : int
+        Curves drawn given the data for "geodesic", see `GeodesicSubspace`.
     seed : int
 
     Returns
@@ -92,7 +95,9 @@ def follow(
     """
     if name in STREAMED:
         return _stream(name, frames, seen, times, n_components, ridge, seed)
-    options = {} if name == "static" else {"n_init": n_init, "random_state": seed}
+    options: dict[str, Any] = {} if name == "static" else {"n_init": n_init, "random_state": seed}
+    if name == "geodesic":
+        options["draws"] = draws
     model = FITTED[name](n_components, ridge=ridge, **options).fit(frames, t=times, mask=seen)
     return Followed(model, model.basis(), model.impute(frames, t=times, mask=seen))
 
