@@ -37,7 +37,8 @@ lint: install
 	$(BIN)/mypy
 
 # Two processes at a time with one thread each use two cores better than one process with two threads.
-# `claims` and `bench` end within 90 and 30 minutes there; `-long` measures the rest: trainings and texts by the hour.
+# `claims` and `bench` are cut to end within 90 and 30 minutes there (by the seconds in their tables, not yet run
+# whole); `-long` measures the rest: trainings and texts by the hour.
 CLAIMS = $(BIN)/lowdim claims run --output docs/claims.md $(if $(QUICK),--quick)
 LEGS = claims-sentences claims-encoder claims-rest
 LONG_LEGS = claims-trainings claims-policy
